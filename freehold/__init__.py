@@ -1,0 +1,1 @@
+"""The platform's own Python: what Ansible, systemd and the Makefile leave to be said."""

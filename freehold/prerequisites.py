@@ -1,0 +1,73 @@
+"""What this machine must have beside Python: installed on Debian and Ubuntu, listed elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from freehold.progress import Phase
+
+# Program or file -> Debian's package, for what each part of the work needs.
+LINT = {"shellcheck": "shellcheck", "ssh": "openssh-client"}
+LAB = {
+    "podman": "podman",
+    "runc": "runc",
+    "/usr/lib/podman/netavark": "netavark",
+    "/usr/lib/podman/aardvark-dns": "aardvark-dns",
+    "iptables": "iptables",
+    "nft": "nftables",
+    "ip": "iproute2",
+    "mmdebstrap": "mmdebstrap",
+    "newuidmap": "uidmap",
+    "skopeo": "skopeo",
+    "mkfs.ext4": "e2fsprogs",
+    "ssh": "openssh-client",
+    "xz": "xz-utils",
+    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
+}
+
+
+class MissingPrerequisitesError(Exception):
+    """Programs are missing and this module does not know how to install them here."""
+
+
+def missing(needed: dict[str, str]) -> dict[str, str]:
+    """Return the part of `needed` that this machine does not have."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    return {
+        name: package
+        for name, package in needed.items()
+        if not (Path(name).exists() if name.startswith("/") else shutil.which(name, path=path))
+    }
+
+
+def ensure(needed: dict[str, str], phase: Phase, log: Path) -> list[str]:
+    """Install what is missing and return the packages that were installed.
+
+    Raises MissingPrerequisitesError where the system is neither Debian nor Ubuntu.
+    """
+    absent = missing(needed)
+    if not absent:
+        return []
+    packages = sorted(set(absent.values()))
+    if not _is_debian():
+        listed = "\n".join(f"  {name} (Debian's package {package})" for name, package in sorted(absent.items()))
+        raise MissingPrerequisitesError(f"This machine lacks, and only on Debian and Ubuntu is it installed:\n{listed}")
+    phase.text = f"installs {' '.join(packages)}"
+    phase.announce(phase.text)
+    sudo = [] if os.geteuid() == 0 else ["sudo", "--preserve-env=DEBIAN_FRONTEND"]
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    phase.run([*sudo, "apt-get", "update", "--quiet"], log, env=env)
+    phase.run([*sudo, "apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *packages], log, env=env)
+    still = missing(absent)
+    if still:
+        raise MissingPrerequisitesError(f"Installed {', '.join(packages)}, yet still missing: {', '.join(still)}.")
+    return packages
+
+
+def _is_debian() -> bool:
+    release = Path("/etc/os-release")
+    words: Iterable[str] = release.read_text().replace('"', " ").replace("=", " ").split() if release.exists() else ()
+    return shutil.which("apt-get") is not None and bool({"debian", "ubuntu"} & set(words))

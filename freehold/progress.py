@@ -1,0 +1,199 @@
+"""What a long command shows: phases with their time, a bar where there is a count, plain lines without a terminal."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+HEARTBEAT_SECONDS = 15
+LINES_SHOWN_ON_FAILURE = 25
+console = Console(highlight=False, soft_wrap=True)
+
+
+class CommandError(Exception):
+    """A command failed. Its text is for the person at the terminal: what, the last lines, where the rest is."""
+
+    def __init__(self, command: list[str], status: int, log: Path, advice: str = "") -> None:
+        lines = log.read_text(errors="replace").rstrip().splitlines()[-LINES_SHOWN_ON_FAILURE:]
+        text = [*lines, "", f"failed (status {status}): {' '.join(command)}", f"the whole output: {log}"]
+        super().__init__("\n".join(text + ([advice] if advice else [])))
+
+
+@dataclass
+class Phase:
+    """A phase under way. Whoever works in it tells how far it is."""
+
+    name: str
+    started: float = field(default_factory=time.monotonic)
+    done: int = 0
+    total: int = 0
+    text: str = ""
+    seconds: float = 0.0
+
+    def describe(self) -> str:
+        """Return how far the phase is, on one line."""
+        count = f"{self.done}/{self.total}" if self.total else str(self.done or "")
+        return " ".join(part for part in (count, self.text) if part)
+
+    def announce(self, text: str) -> None:
+        """Print a line that stays."""
+        console.print(f"       {self.name}: {text}", markup=False)
+
+    def step(self, text: str = "") -> None:
+        """Count one more."""
+        self.done, self.text = self.done + 1, text
+
+    def run(
+        self,
+        command: list[str],
+        log: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        on_line: Callable[[str], None] | None = None,
+        advice: str = "",
+    ) -> None:
+        """Run a command with its output in a log file; each line also goes to `on_line`.
+
+        Raises CommandError where it fails.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            log.open("w") as file,
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env=env,
+                cwd=cwd,
+            ) as process,
+        ):
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    file.write(line)
+                    file.flush()
+                    if on_line:
+                        on_line(line.rstrip())
+            except BaseException:
+                process.terminate()
+                raise
+        if process.returncode:
+            raise CommandError(command, process.returncode, log, advice)
+
+
+@contextmanager
+def phase(name: str) -> Iterator[Phase]:
+    """Show a phase from its beginning to its end; afterwards its `seconds` are known."""
+    current = Phase(name)
+    follow = _live if console.is_terminal else _plain
+    try:
+        with follow(current):
+            yield current
+    except BaseException:
+        console.print(f"[red]failed[/] {name} after {_clock(time.monotonic() - current.started)}")
+        raise
+    finally:
+        current.seconds = time.monotonic() - current.started
+    console.print(
+        f"[green]done[/]   {name:<16} {_clock(current.seconds):>6}  {current.describe()}".rstrip(), markup=True
+    )
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+@contextmanager
+def _repeat(seconds: float, action: Callable[[], None]) -> Iterator[None]:
+    ended = threading.Event()
+
+    def loop() -> None:
+        while not ended.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def _plain(current: Phase) -> Iterator[None]:
+    console.print(f"start  {current.name}")
+
+    def beat() -> None:
+        elapsed = _clock(time.monotonic() - current.started)
+        console.print(f"       {current.name} {elapsed} {current.describe()}".rstrip(), markup=False)
+
+    with _repeat(HEARTBEAT_SECONDS, beat):
+        yield
+
+
+@contextmanager
+def _live(current: Phase) -> Iterator[None]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.fields[name]:<16}"),
+        TimeElapsedColumn(),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[text]}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task: TaskID = bar.add_task("", name=current.name, text="", total=None)
+
+        def draw() -> None:
+            bar.update(task, completed=current.done, total=current.total or None, text=current.describe()[:80])
+
+        with _repeat(0.2, draw):
+            yield
+
+
+TASK = re.compile(r"^(?:TASK|RUNNING HANDLER) \[(.*)\] \**$")
+RECAP = re.compile(r"^(\S+) +: ok=(\d+) +changed=(\d+) +unreachable=(\d+) +failed=(\d+) +skipped=(\d+)")
+
+
+@dataclass
+class HostRecap:
+    """What a play did on a host, as Ansible counts it."""
+
+    ok: int
+    changed: int
+    unreachable: int
+    failed: int
+    skipped: int
+
+    @property
+    def tasks(self) -> int:
+        """Return how many tasks the host saw, whatever became of them."""
+        return self.ok + self.failed + self.skipped
+
+
+@dataclass
+class PlaybookOutput:
+    """Follows the output of ansible-playbook: counts its tasks in a phase and keeps its recap."""
+
+    phase: Phase
+    hosts: dict[str, HostRecap] = field(default_factory=dict)
+
+    def __call__(self, line: str) -> None:
+        """Take one line."""
+        if task := TASK.match(line):
+            self.phase.step(task[1])
+        elif recap := RECAP.match(line):
+            self.hosts[recap[1]] = HostRecap(*(int(number) for number in recap.groups()[1:]))
