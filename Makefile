@@ -1,9 +1,8 @@
 # A thin index of what there is: `make` alone lists the targets. The real interface is
-# `ansible-playbook -i inventories/NAME ansible/site.yml`, from here, with .venv/bin in the PATH.
+# `ansible-playbook -i inventories/NAME ansible/site.yml`, from the root, by .venv/bin.
 .DEFAULT_GOAL := help
 .SILENT:
 export PYTHONUNBUFFERED := 1
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 PYTHON ?= python3
 INVENTORY ?= lab

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 from freehold import testing
 from freehold.prerequisites import MissingPrerequisitesError
 from freehold.progress import CommandError, console
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def _test(arguments: argparse.Namespace) -> int:
@@ -24,6 +28,8 @@ def main() -> int:
     test.set_defaults(run=_test)
 
     arguments = parser.parse_args()
+    os.chdir(ROOT)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     try:
         status: int = arguments.run(arguments)
     except (CommandError, MissingPrerequisitesError) as error:

@@ -24,7 +24,7 @@ class CommandError(Exception):
 
     def __init__(self, command: list[str], status: int, log: Path, advice: str = "") -> None:
         lines = log.read_text(errors="replace").rstrip().splitlines()[-LINES_SHOWN_ON_FAILURE:]
-        text = [*lines, "", f"failed (status {status}): {' '.join(command)}", f"the whole output: {log}"]
+        text = [*lines, "", f"failed (status {status}): {_shortened(command)}", f"the whole output: {log}"]
         super().__init__("\n".join(text + ([advice] if advice else [])))
 
 
@@ -110,6 +110,10 @@ def phase(name: str) -> Iterator[Phase]:
     console.print(
         f"[green]done[/]   {name:<16} {_clock(current.seconds):>6}  {current.describe()}".rstrip(), markup=True
     )
+
+
+def _shortened(command: list[str], words: int = 12) -> str:
+    return " ".join(command[:words] + ["..."] * (len(command) > words))
 
 
 def _clock(seconds: float) -> str:

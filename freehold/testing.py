@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable
@@ -16,7 +15,6 @@ from freehold import prerequisites
 from freehold.progress import CommandError, Phase, console, phase
 
 ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
 BUILD = ROOT / "build"
 LOGS = BUILD / "log"
 
@@ -65,7 +63,7 @@ class Check:
 
 def pytest(name: str, paths: Iterable[str], env: dict[str, str] | None = None) -> Check:
     """Return a check that runs pytest over some paths."""
-    return Check(name, [str(BIN / "pytest"), "--quiet", "-p", "no:cacheprovider", *paths], env, is_pytest=True)
+    return Check(name, ["pytest", "--quiet", "-p", "no:cacheprovider", *paths], env, is_pytest=True)
 
 
 def _read_junit(report: Path, failed: bool) -> Result:
@@ -110,17 +108,15 @@ def lint(current: Phase) -> Result:
     ]
     suites = [path for path in ("tests/lint", "tests/inventory", "tests/docs") if tracked(f"{path}/test_*.py")]
     checks = [
-        Check("ansible-lint", [str(BIN / "ansible-lint"), "--offline", "--nocolor"]),
-        Check("mypy", [str(BIN / "mypy"), *python]),
-        Check("ruff check", [str(BIN / "ruff"), "check", *python]),
-        Check("ruff format", [str(BIN / "ruff"), "format", "--check", *python]),
-        Check(
-            "yamllint", [str(BIN / "yamllint"), "--strict", *tracked("*.yml", "*.yaml", ".yamllint", ".ansible-lint")]
-        ),
+        Check("ansible-lint", ["ansible-lint", "--offline", "--nocolor"]),
+        Check("mypy", ["mypy", *python]),
+        Check("ruff check", ["ruff", "check", *python]),
+        Check("ruff format", ["ruff", "format", "--check", *python]),
+        Check("yamllint", ["yamllint", "--strict", *tracked("*.yml", "*.yaml", ".yamllint", ".ansible-lint")]),
         Check("shellcheck", ["shellcheck", "--external-sources", *shell]),
     ]
     checks += [
-        Check(f"syntax {name}", [str(BIN / "ansible-playbook"), "--syntax-check", name])
+        Check(f"syntax {name}", ["ansible-playbook", "--syntax-check", name])
         for name in tracked("ansible/*.yml")
         if "/" not in name.removeprefix("ansible/")
     ]
