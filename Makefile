@@ -6,20 +6,52 @@ export PYTHONUNBUFFERED := 1
 
 PYTHON ?= python3
 INVENTORY ?= lab
+HOST ?=
+SERVICE ?=
+LINES ?= 100
 FREEHOLD := .venv/bin/python -m freehold
 
 .PHONY: help
 help: ## list the targets
 	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	echo "Each takes INVENTORY=NAME, a folder of inventories/ (default: lab)."
 
 .PHONY: venv
 venv: ## make the controller's environment (.venv) unless it is there
 	$(PYTHON) freehold/environment.py
 
-.PHONY: requirements
-requirements: venv ## pin requirements.in anew into requirements.txt
-	CUSTOM_COMPILE_COMMAND="make requirements" .venv/bin/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe \
-	  --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links requirements.in
+.PHONY: up
+up: ## build or finish the whole system, prove it, and say how to use it
+	started=$$(date +%s.%N) && $(PYTHON) freehold/environment.py && \
+	  FREEHOLD_STARTED=$$started $(FREEHOLD) up --inventory $(INVENTORY)
+
+.PHONY: down
+down: venv ## remove this lab: hosts, network, state
+	$(FREEHOLD) down --inventory $(INVENTORY)
+
+.PHONY: clean
+clean: venv ## remove this lab and the caches, unless another lab uses them
+	$(FREEHOLD) clean --inventory $(INVENTORY)
+
+.PHONY: converge
+converge: venv ## bring all hosts to what the inventory says
+	$(FREEHOLD) converge --inventory $(INVENTORY)
+
+.PHONY: validate
+validate: venv ## check an inventory without touching a host
+	$(FREEHOLD) validate --inventory $(INVENTORY)
+
+.PHONY: secrets
+secrets: venv ## add the lab's missing secrets; list those that another inventory's vault needs
+	$(FREEHOLD) secrets --inventory $(INVENTORY)
+
+.PHONY: ssh
+ssh: venv ## log in to a host: make ssh HOST=data1
+	$(FREEHOLD) ssh --inventory $(INVENTORY) $(HOST)
+
+.PHONY: docs
+docs: venv ## write the roles' READMEs from their argument specs
+	$(FREEHOLD) docs
 
 .PHONY: test
 test: venv ## run every test
@@ -28,3 +60,8 @@ test: venv ## run every test
 .PHONY: test-lint
 test-lint: venv ## what needs no host: linters, types, specs, inventories, documents
 	$(FREEHOLD) test lint
+
+.PHONY: requirements
+requirements: venv ## pin requirements.in anew into requirements.txt
+	CUSTOM_COMPILE_COMMAND="make requirements" .venv/bin/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe \
+	  --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links requirements.in

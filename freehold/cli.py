@@ -4,41 +4,151 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from freehold import testing
+from freehold import docs, playbooks, secrets, specs, testing
+from freehold.lab import Lab, LabError, cache_folder, lab_name
+from freehold.playbooks import InventoryError
 from freehold.prerequisites import MissingPrerequisitesError
-from freehold.progress import CommandError, console
+from freehold.progress import CommandError, console, phase
+from freehold.up import LAB_INVENTORY, up
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False)
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    up(arguments.inventory)
+    return 0
+
+
+def _play(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(arguments: argparse.Namespace) -> int:
+        with phase(name) as current:
+            playbooks.run(name, arguments.inventory, current, _state(arguments.inventory) / "log" / f"{name}.log")
+        return 0
+
+    return run
+
+
+def _state(inventory: str) -> Path:
+    return Lab(lab_name()).state if inventory == LAB_INVENTORY else ROOT / ".state" / inventory
+
+
+def _converge(arguments: argparse.Namespace) -> int:
+    return _play("validate")(arguments) or _play("site")(arguments)
+
+
+def _secrets(arguments: argparse.Namespace) -> int:
+    if arguments.inventory == LAB_INVENTORY:
+        file = Lab(lab_name()).state / "secrets.yml"
+        made = secrets.generate(file)
+        _say(f"{file.relative_to(ROOT)}: {', '.join(made) + ' added' if made else 'complete'}")
+        return 0
+    _say(f"Set these in inventories/{arguments.inventory}/group_vars/all/vault.yml, by ansible-vault:")
+    for name, roles in specs.secrets().items():
+        _say(f"  {name:<40} {', '.join(roles)}")
+    return 0
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    if arguments.inventory != LAB_INVENTORY:
+        _say(f"INVENTORY={arguments.inventory}: only a lab is taken down by this; its hosts are yours.")
+        return 1
+    lab = Lab(lab_name())
+    with phase(f"down {lab.name}"):
+        lab.destroy()
+    return 0
+
+
+def _clean(arguments: argparse.Namespace) -> int:
+    if status := _down(arguments):
+        return status
+    others = other_labs(Lab(lab_name()))
+    if others:
+        _say(f"The caches stay: {', '.join(others)} use them. Take those labs down first.")
+        return 1
+    with phase("clean caches"):
+        lab = Lab(lab_name())
+        images = lab.podman("images", "--quiet", "--filter", "reference=localhost/freehold").split()
+        if images:
+            lab.podman("rmi", "--force", *sorted(set(images)))
+        lab.destroy()
+        subprocess.run(["rm", "-rf", str(cache_folder()), str(ROOT / "build")], check=True)
+    return 0
+
+
+def other_labs(lab: Lab) -> list[str]:
+    """Return the names of the other labs on this machine."""
+    names = lab.podman("network", "ls", "--filter", "label=freehold.lab", "--format", "{{ .Name }}").split()
+    return sorted(name.removeprefix("freehold-") for name in names if name != lab.network)
+
+
+def _ssh(arguments: argparse.Namespace) -> int:
+    if not arguments.host:
+        raise InventoryError("Say which host: make ssh HOST=data1")
+    names = ("ansible_host", "ansible_user", "ansible_ssh_private_key_file", "ansible_ssh_common_args")
+    host, user, key, options = playbooks.variables(arguments.inventory, arguments.host, *names)[arguments.host].values()
+    command = ["ssh", *shlex.split(options), *(["-l", user] if user else []), *(["-i", key] if key else [])]
+    os.execvp("ssh", [*command, host or arguments.host])  # noqa: S606
+
+
+def _docs(_arguments: argparse.Namespace) -> int:
+    for path in docs.write():
+        _say(str(path.relative_to(ROOT)))
+    return 0
 
 
 def _test(arguments: argparse.Namespace) -> int:
     return 0 if testing.run(arguments.tier or testing.TIERS) else 1
 
 
+COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
+    "up": ("build or finish the system and prove it", _up),
+    "down": ("remove this lab", _down),
+    "clean": ("remove this lab and the caches", _clean),
+    "validate": ("check an inventory without touching a host", _play("validate")),
+    "converge": ("bring all hosts to what the inventory says", _converge),
+    "secrets": ("add the lab's missing secrets, or list those that a vault needs", _secrets),
+    "ssh": ("log in to a host", _ssh),
+    "docs": ("write the roles' READMEs", _docs),
+    "test": ("run tiers of tests, all by default", _test),
+}
+
+
 def main() -> int:
     """Run one subcommand and return the process's exit status."""
     parser = argparse.ArgumentParser(prog="freehold", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-
-    test = commands.add_parser("test", help="run tiers of tests, all by default")
-    test.add_argument("tier", nargs="*", choices=list(testing.TIERS))
-    test.set_defaults(run=_test)
-
+    for name, (text, run) in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--inventory", default=LAB_INVENTORY, help="folder under inventories/")
+        command.set_defaults(run=run)
+        if name == "ssh":
+            command.add_argument("host", nargs="?")
+        if name == "test":
+            command.add_argument("tier", nargs="*", choices=list(testing.TIERS))
     arguments = parser.parse_args()
     os.chdir(ROOT)
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     try:
-        status: int = arguments.run(arguments)
-    except (CommandError, MissingPrerequisitesError) as error:
-        console.print(str(error), markup=False)
+        if not (ROOT / "inventories" / arguments.inventory).is_dir():
+            there = sorted(path.name for path in (ROOT / "inventories").iterdir())
+            raise InventoryError(f"INVENTORY={arguments.inventory}: inventories/ has {', '.join(there)}.")
+        return arguments.run(arguments) or 0
+    except (CommandError, InventoryError, LabError, MissingPrerequisitesError) as error:
+        _say(str(error))
         return 1
     except KeyboardInterrupt:
-        console.print("\ninterrupted; run the same command again to go on from here")
+        _say("\ninterrupted; run the same command again to go on from here")
         return 130
-    return status
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import threading
 import time
@@ -22,10 +21,11 @@ console = Console(highlight=False, soft_wrap=True)
 class CommandError(Exception):
     """A command failed. Its text is for the person at the terminal: what, the last lines, where the rest is."""
 
-    def __init__(self, command: list[str], status: int, log: Path, advice: str = "") -> None:
+    def __init__(self, command: list[str], status: int, log: Path, summary: str = "") -> None:
+        self.command, self.status, self.log = command, status, log
         lines = log.read_text(errors="replace").rstrip().splitlines()[-LINES_SHOWN_ON_FAILURE:]
-        text = [*lines, "", f"failed (status {status}): {_shortened(command)}", f"the whole output: {log}"]
-        super().__init__("\n".join(text + ([advice] if advice else [])))
+        end = ["", f"failed (status {status}): {_shortened(command)}", f"the whole output: {log}"]
+        super().__init__("\n".join([summary or "\n".join(lines), *end]))
 
 
 @dataclass
@@ -60,7 +60,6 @@ class Phase:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         on_line: Callable[[str], None] | None = None,
-        advice: str = "",
     ) -> None:
         """Run a command with its output in a log file; each line also goes to `on_line`.
 
@@ -91,7 +90,7 @@ class Phase:
                 process.terminate()
                 raise
         if process.returncode:
-            raise CommandError(command, process.returncode, log, advice)
+            raise CommandError(command, process.returncode, log)
 
 
 @contextmanager
@@ -166,38 +165,3 @@ def _live(current: Phase) -> Iterator[None]:
 
         with _repeat(0.2, draw):
             yield
-
-
-TASK = re.compile(r"^(?:TASK|RUNNING HANDLER) \[(.*)\] \**$")
-RECAP = re.compile(r"^(\S+) +: ok=(\d+) +changed=(\d+) +unreachable=(\d+) +failed=(\d+) +skipped=(\d+)")
-
-
-@dataclass
-class HostRecap:
-    """What a play did on a host, as Ansible counts it."""
-
-    ok: int
-    changed: int
-    unreachable: int
-    failed: int
-    skipped: int
-
-    @property
-    def tasks(self) -> int:
-        """Return how many tasks the host saw, whatever became of them."""
-        return self.ok + self.failed + self.skipped
-
-
-@dataclass
-class PlaybookOutput:
-    """Follows the output of ansible-playbook: counts its tasks in a phase and keeps its recap."""
-
-    phase: Phase
-    hosts: dict[str, HostRecap] = field(default_factory=dict)
-
-    def __call__(self, line: str) -> None:
-        """Take one line."""
-        if task := TASK.match(line):
-            self.phase.step(task[1])
-        elif recap := RECAP.match(line):
-            self.hosts[recap[1]] = HostRecap(*(int(number) for number in recap.groups()[1:]))

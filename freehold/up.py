@@ -1,0 +1,147 @@
+"""`make up`: from whatever there is to a running system, one phase after the other.
+
+Each phase looks first whether its work is done, so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from freehold import playbooks, prerequisites, secrets
+from freehold.lab import Lab, lab_name
+from freehold.progress import Phase, console, phase
+
+ROOT = Path(__file__).resolve().parent.parent
+LAB_INVENTORY = "lab"
+
+
+@dataclass
+class Run:
+    """One run: what it works on, and what it tells afterwards."""
+
+    inventory: str
+    started: float
+    lab: Lab = field(default_factory=lambda: Lab(lab_name()))
+    from_cache: bool = True
+    phases: list[dict[str, str | float]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    hosts: int = 0
+
+    @property
+    def is_lab(self) -> bool:
+        """Return whether the hosts are ours to make; other inventories name hosts that exist."""
+        return self.inventory == LAB_INVENTORY
+
+    def log(self, name: str) -> Path:
+        """Return where a phase's output goes."""
+        folder = self.lab.state if self.is_lab else ROOT / ".state" / self.inventory
+        return folder / "log" / f"{name}.log"
+
+    def phase(self, name: str, work: Callable[[Run, Phase], None]) -> None:
+        """Do one phase and keep its time."""
+        with phase(name) as current:
+            work(self, current)
+        self.phases.append({"name": name, "seconds": round(current.seconds, 1)})
+
+
+def _prerequisites(run: Run, current: Phase) -> None:
+    installed = prerequisites.ensure(prerequisites.LAB if run.is_lab else {}, current, run.log("prerequisites"))
+    current.text = f"installed {', '.join(installed)}" if installed else "all there"
+
+
+def _base_image(run: Run, current: Phase) -> None:
+    if run.lab.prepare():
+        run.from_cache = False
+    current.text = f"network {run.lab.prefix}.0/24"
+
+
+def _golden_images(run: Run, current: Phase) -> None:
+    playbooks.run("image", run.inventory, current, run.log("images"))
+
+
+def _hosts(run: Run, current: Phase) -> None:
+    playbooks.run("lab", run.inventory, current, run.log("hosts"))
+
+
+def _secrets(run: Run, current: Phase) -> None:
+    made = secrets.generate(run.lab.state / "secrets.yml")
+    current.text = f"{len(made)} new" if made else "all there"
+
+
+def _validate(run: Run, current: Phase) -> None:
+    playbooks.run("validate", run.inventory, current, run.log("validate"))
+
+
+def _site(run: Run, current: Phase) -> None:
+    run.hosts = len(playbooks.run("site", run.inventory, current, run.log("site")))
+
+
+def _smoke(run: Run, current: Phase) -> None:
+    env = {**os.environ, "FREEHOLD_INVENTORY": run.inventory}
+    current.run(["pytest", "--quiet", "-p", "no:cacheprovider", "tests/smoke"], run.log("smoke"), env=env, cwd=ROOT)
+
+
+def up(inventory: str) -> None:
+    """Build or finish what the inventory describes, prove it, and say how to use it."""
+    started = float(os.environ.get("FREEHOLD_STARTED") or time.time())
+    run = Run(inventory, started)
+    # The environment was made before this program could run.
+    run.phases.append({"name": "environment", "seconds": round(time.time() - started, 1)})
+    run.phase("prerequisites", _prerequisites)
+    if run.is_lab:
+        run.phase("base image", _base_image)
+        run.phase("secrets", _secrets)
+    run.phase("validate", _validate)
+    if run.is_lab:
+        run.phase("golden images", _golden_images)
+        run.phase("hosts", _hosts)
+    run.phase("site", _site)
+    run.phase("smoke", _smoke)
+    seconds = round(time.time() - started, 1)
+    _report(run, seconds)
+    _card(run, seconds)
+
+
+def _report(run: Run, seconds: float) -> None:
+    report = {
+        "from_cache": run.from_cache,
+        "seconds": seconds,
+        "phases": run.phases,
+        "hosts": run.hosts,
+        "skipped": run.skipped,
+    }
+    file = ROOT / "build" / "up.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def order_command(inventory: str, authority: Path) -> str:
+    """Return the line that sends an order to the system."""
+    address = next(iter(playbooks.variables(inventory, "edge", "topology_vip").values()))["topology_vip"]
+    return (
+        f"curl --cacert {authority.relative_to(ROOT)} --resolve api.freehold.internal:443:{address}"
+        " https://api.freehold.internal/v1/orders -H 'Content-Type: application/json' -H 'X-Customer: me'"
+        """ -H "Idempotency-Key: $(uuidgen)" -d '{"lines": [{"sku": "SKU-1", "quantity": 1}]}'"""
+    )
+
+
+def _card(run: Run, seconds: float) -> None:
+    state = run.lab.state.relative_to(ROOT)
+    option = "" if run.is_lab else f" INVENTORY={run.inventory}"
+    lines = [
+        "",
+        f"Freehold runs: {run.hosts} hosts, {seconds:.0f} s.",
+        "",
+        "Send an order:",
+        f"  {order_command(run.inventory, run.lab.state / 'pki' / 'ca.crt')}",
+    ]
+    if run.is_lab:
+        lines += ["", f"Secrets of this lab: {state}/secrets.yml", f"Its authority:       {state}/pki/ca.crt"]
+    lines += [f"Skipped:             {skip['name']}: {skip['reason']}" for skip in run.skipped]
+    lines += ["", f"Next: make status{option}   make test   make ssh HOST=data1{option}   make down{option}"]
+    console.print("\n".join(lines), markup=False)
