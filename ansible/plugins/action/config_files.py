@@ -12,7 +12,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.template import generate_ansible_template_vars, trust_as_template
 
-SOURCES = ("src", "copy", "content")
+SOURCES = ("src", "copy", "content", "link")
 KEYS = {*SOURCES, "dest", "owner", "group", "mode", "validate", "secret", "vars"}
 
 
@@ -46,6 +46,8 @@ class ActionModule(ActionBase):
                 f"files: an entry has `dest` and one of {', '.join(SOURCES)}; got {sorted(entry)}"
                 + (f", of which {sorted(unknown)} are unknown" if unknown else "")
             )
+        if "link" in entry:
+            return {"dest": entry["dest"], "link": str(entry["link"])}
         if "content" in entry:
             data = str(entry["content"]).encode()
         elif "copy" in entry:

@@ -25,9 +25,10 @@ description:
 options:
   files:
     description:
-      - Files to place. Each entry has C(dest) and one of C(src) (a template of the role), C(copy) (a file of the role) and
-        C(content); C(owner) and C(group) (root), C(mode) (0644), C(validate) (a command in which %s is the new file),
-        C(secret) (its content never shows in a diff) and C(vars) (variables of this template alone).
+      - Files to place. Each entry has C(dest) and one of C(src) (a template of the role), C(copy) (a file of the role),
+        C(content) and C(link) (the target of a symbolic link); the first three have C(owner) and C(group) (root), C(mode)
+        (0644), C(validate) (a command in which %s is the new file), C(secret) (its content never shows in a diff) and
+        C(vars) (variables of this template alone).
     type: list
     elements: dict
   directories:
@@ -68,7 +69,7 @@ class Tree:
         for entry in self._payload["directories"]:
             self._directory(entry)
         for entry in self._payload["files"]:
-            self._file(entry)
+            self._link(entry) if "link" in entry else self._file(entry)
         wanted = {entry["dest"] for entry in self._payload["files"]}
         stale = [
             os.path.join(folder, name)
@@ -107,6 +108,20 @@ class Tree:
         os.makedirs(path, exist_ok=True)
         os.chown(path, *ids)
         os.chmod(path, mode)
+
+    def _link(self, entry: dict[str, Any]) -> None:
+        dest, target = entry["dest"], entry["link"]
+        if os.path.islink(dest) and os.readlink(dest) == target:
+            return
+        self.changed.append(dest)
+        if self._module.check_mode:
+            return
+        os.makedirs(os.path.dirname(dest), exist_ok=True)
+        temporary = os.path.join(os.path.dirname(dest), f".{os.path.basename(dest)}.new")
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        os.symlink(target, temporary)
+        os.replace(temporary, dest)
 
     def _file(self, entry: dict[str, Any]) -> None:
         dest, mode, ids = entry["dest"], int(entry["mode"], 8), self._ids(entry)
