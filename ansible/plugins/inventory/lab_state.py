@@ -37,7 +37,7 @@ class InventoryModule(BaseInventoryPlugin):
         """Return whether the file may be one of this plugin's."""
         return bool(super().verify_file(path)) and path.endswith((".yml", ".yaml"))
 
-    def parse(self, inventory: Any, loader: Any, path: str, cache: bool = True) -> None:  # noqa: ANN401, FBT001, FBT002
+    def parse(self, inventory: Any, loader: Any, path: str, cache: bool = True) -> None:  # noqa: ANN401
         """Read the state folder of the lab of FREEHOLD_LAB or of this checkout."""
         super().parse(inventory, loader, path, cache)
         self._read_config_data(path)
@@ -54,5 +54,8 @@ class InventoryModule(BaseInventoryPlugin):
         secrets = lab.state / "secrets.yml"
         if secrets.exists():
             variables |= loader.load_from_file(str(secrets), trusted_as_template=False) or {}
+        images = lab.state / "images.json"
+        if images.exists():
+            variables["topology_service_images"] = loader.load_from_file(str(images), trusted_as_template=False)
         for name, value in variables.items():
             self.inventory.set_variable("all", name, value)
