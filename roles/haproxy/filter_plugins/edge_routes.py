@@ -25,7 +25,8 @@ def edge_routes(services: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for route in service.get("routes") or []
     ]
     return sorted(
-        routes, key=lambda route: (not route["host"], -len(route["path"]), not route["method"], route["host"], route["path"])
+        routes,
+        key=lambda route: (not route["host"], -len(route["path"]), not route["method"], route["host"], route["path"]),
     )
 
 

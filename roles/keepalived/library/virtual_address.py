@@ -61,8 +61,13 @@ def arp_answers(interface: str, own: str, targets: list[str], seconds: float) ->
         hardware = packets.getsockname()[4]
         for target in targets:
             packets.send(
-                b"\xff" * 6 + hardware + struct.pack("!HHHBBH", ETH_P_ARP, 1, 0x0800, 6, 4, REQUEST)
-                + hardware + socket.inet_aton(own) + b"\0" * 6 + socket.inet_aton(target)
+                b"\xff" * 6
+                + hardware
+                + struct.pack("!HHHBBH", ETH_P_ARP, 1, 0x0800, 6, 4, REQUEST)
+                + hardware
+                + socket.inet_aton(own)
+                + b"\0" * 6
+                + socket.inet_aton(target)
             )
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 and not all(found.values()):

@@ -35,7 +35,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if wish == "slow":
             time.sleep(3)
         headers = [[name.lower(), value] for name, value in self.headers.items()]
-        subject = dict(part[0] for part in self.connection.getpeercert()["subject"])  # type: ignore[attr-defined]
+        subject = dict(part[0] for part in self.connection.getpeercert()["subject"])
         arrivals = ARRIVALS[self.headers.get("X-Test-Id", "")]
         content = json.dumps(
             {"host": self.name, "headers": headers, "length": len(body), "client": subject, "arrivals": arrivals}
