@@ -226,7 +226,10 @@ class Member:
         """Return whether PostgreSQL runs here as primary or streaming replica; found the cluster if that is due."""
         status = self._rest.status(self._name)
         if status.get("state") == "running":
-            return bool(status.get("role") == "primary" or status.get("replication_state") == "streaming")
+            if status.get("role") == "primary":
+                # A founder needs its bootstrap file until it has written the configuration that all share.
+                return self._rest.ask(self._name, "/config")[0] == 200
+            return bool(status.get("replication_state") == "streaming")
         if self._params["may_found"] and not has_data and not os.path.exists(self._bootstrap_file):
             self._found()
         return False
