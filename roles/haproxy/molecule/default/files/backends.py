@@ -34,13 +34,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if wish == "slow":
             time.sleep(3)
-        headers = [[name.lower(), value] for name, value in self.headers.items()]
+        headers = {name.lower(): self.headers.get_all(name) for name in self.headers}
         subject = dict(part[0] for part in self.connection.getpeercert()["subject"])
         arrivals = ARRIVALS[self.headers.get("X-Test-Id", "")]
         content = json.dumps(
             {"host": self.name, "headers": headers, "length": len(body), "client": subject, "arrivals": arrivals}
         ).encode()
         self.send_response(int(wish) if wish.isdigit() else 200)
+        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
