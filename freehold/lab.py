@@ -32,6 +32,7 @@ USER = "admin"
 SUITE = "trixie"
 IMAGES = "localhost/freehold"
 START_SECONDS = 60
+OLD_IMAGE_DAYS = 7
 CAP_SYS_RESOURCE = 24
 
 T = TypeVar("T")
@@ -118,6 +119,7 @@ class HostSpec:
     memory_mb: int = 1024
     cpus: float = 1.0
     image: str = ""
+    """Whose tier's image to start from, if not its own; `base` is one."""
     volumes: tuple[Volume, ...] = ()
 
 
@@ -389,9 +391,25 @@ class Lab:
             run("rm", "-f", str(temporary))
 
     def image_of(self, tier: str) -> str:
-        """Return the newest image for a host of this tier: its golden image, or the base image."""
+        """Return the newest image for a host of this tier: its golden image, or the base image; `base` is a tier too."""
         images = self.description().get("images", {})
-        return str(images.get(tier) or images["base"])
+        image = str(images.get(tier, ""))
+        return image if image and self.image_exists(image) else str(images["base"])
+
+    def use_image(self, tier: str, image: str, *, dry: bool = False) -> None:
+        """Have the tier's next hosts start from this image."""
+        images = self.description().get("images", {})
+        if images.get(tier) != image and not dry:
+            with self.lock("images"):
+                self.describe(images={**self.description().get("images", {}), tier: image})
+
+    def _forget_old_images(self, tier: str) -> None:
+        """Remove the tier's images that no host of any lab uses and that nobody made lately."""
+        listed = json.loads(self.podman("images", "--format", "json", "--filter", f"reference={IMAGES}:{tier}-*"))
+        used = set(self.podman("ps", "--all", "--no-trunc", "--format", "{{.ImageID}}").split())
+        for entry in listed:
+            if entry["Id"] not in used and entry["Created"] < time.time() - OLD_IMAGE_DAYS * 86400:
+                self.podman("rmi", *entry["Names"])
 
     # ---- hosts -------------------------------------------------------------------------------------------------
 
@@ -465,7 +483,7 @@ class Lab:
         return True
 
     def _create(self, spec: HostSpec) -> None:
-        image = spec.image or self.image_of(spec.tier)
+        image = self.image_of(spec.image or spec.tier)
         labels = {
             "lab": self.name,
             "host": spec.name,
@@ -604,8 +622,11 @@ class Lab:
             self.podman("network", "rm", self.network)
         run("rm", "-rf", str(self.state))
 
-    def commit(self, name: str, image: str) -> None:
-        """Make an image of a host that was cleaned for it, without what the lab gave this host, and remove the host."""
+    def commit(self, name: str, tier: str, image: str) -> None:
+        """Make the tier's image of a host that was cleaned for it and lacks nothing but what the lab gave this host.
+
+        The host is used up.
+        """
         container = self.host(name).container
         self.podman("kill", container)
         self.podman("wait", container)
@@ -615,6 +636,8 @@ class Lab:
         self.podman("umount", container)
         self.podman("commit", "--quiet", "--change", "CMD /sbin/init", container, image)
         self.down(name)
+        self.use_image(tier, image)
+        self._forget_old_images(tier)
 
     # ---- failures ----------------------------------------------------------------------------------------------
 
@@ -701,6 +724,23 @@ def base_image_name() -> str:
     """Return the name of the base image, by the content of its recipe."""
     recipe = json.dumps([SUITE, PACKAGES, CUSTOMIZE, APT_OPTIONS, DPKG_OPTIONS, apt_sources()])
     return f"{IMAGES}:base-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
+
+def golden_image_name(tier: str, roles: Sequence[str]) -> str:
+    """Return the name of a tier's golden image, by the content of what its roles' install steps read."""
+    parts = [base_image_name().encode(), (ROOT / "roles" / "fleet" / "files" / "clean-image.sh").read_bytes()]
+    for role in roles:
+        folder = ROOT / "roles" / role
+        install = folder / "tasks" / "install.yml"
+        if not install.exists():
+            raise LabError(f"The role {role} of the {tier} image has no tasks/install.yml.")
+        words = install.read_text(encoding="utf-8")
+        files = [install, *sorted(path for name in ("files", "vars") for path in (folder / name).rglob("*"))]
+        files += [path for path in sorted((folder / "templates").rglob("*")) if path.name in words]
+        for file in files:
+            if file.is_file():
+                parts += [str(file.relative_to(ROOT)).encode(), file.read_bytes()]
+    return f"{IMAGES}:{tier}-{hashlib.sha256(bytes([0]).join(parts)).hexdigest()[:12]}"
 
 
 def _boot_command() -> str:

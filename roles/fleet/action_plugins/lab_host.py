@@ -108,7 +108,7 @@ class ActionModule(ActionBase):
             return lab.down(name, keep_volumes=arguments["keep_volumes"], dry=dry)
         if arguments["state"] == "image":
             if not dry:
-                lab.commit(name, arguments["image"])
+                lab.commit(name, arguments["tier"], arguments["image"])
             return True
         spec = HostSpec(
             name=name,
