@@ -1,0 +1,1 @@
+"""Tests of the whole system; each folder says what it needs."""

@@ -1,0 +1,103 @@
+"""One host after the other loses its power while orders come in; none that was accepted may be lost or count twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from tests.chaos.conftest import SKUS, WHOLE_SECONDS, Run, report
+from tests.support import health, ledger
+from tests.support.orders import Attempt, Load
+from tests.support.site import Site
+
+RATE = 50
+BEFORE_SECONDS = 5
+AFTER_SECONDS = 5
+MOST_SECONDS = 180
+SETTLE_SECONDS = 120
+
+
+def cut_power(site: Site, host: str, *, name: str, kind: str, dark_seconds: float) -> Run:
+    """Return what was seen while a host was without power for some seconds, and until all was whole again."""
+    run = Run(name, kind, Load(site, SKUS, rate=RATE, most_seconds=MOST_SECONDS, name=f"chaos-{name}"))
+
+    def events() -> None:
+        time.sleep(BEFORE_SECONDS)
+        run.cut = time.monotonic()
+        site.lab.power_cut(host)
+        time.sleep(dark_seconds)
+        run.on = time.monotonic()
+        site.lab.power_on(host, wait=False)
+        health.wait_until_whole(site, WHOLE_SECONDS)
+        run.healed = time.monotonic()
+        time.sleep(AFTER_SECONDS)
+
+    try:
+        asyncio.run(run.load.during(events))
+    finally:
+        run.load.save(site.lab.state / "log" / f"chaos-{name}.jsonl")
+    return run
+
+
+def count(site: Site, run: Run, before: dict[str, int]) -> ledger.Outcome:
+    """Return what the database says of a run's orders, and keep the figures."""
+    load = run.load
+    found = ledger.settled(site, load.customer, load.accepted, SETTLE_SECONDS)
+    after = ledger.stock(site, SKUS)
+    taken = {sku: before[sku] - after[sku] for sku in SKUS if before[sku] != after[sku]}
+    run.facts = {
+        "requests": len(load.attempts),
+        "failed": len(load.failed),
+        "failed_posts": len(load.failed),
+        "lost": len(load.accepted - found.settled),
+        "doubled": found.doubled + sum(taken.values()) - sum(found.sold.values()),
+        "gap_s": round(load.gap(), 3),
+        "p99_ms": load.quantile_ms(0.99),
+        "slowest_ms": load.quantile_ms(1),
+        "healed_s": round(run.healed - run.on, 1),
+        "unaided": True,
+    }
+    return found
+
+
+def first_failures(failed: list[Attempt], cut: float) -> list[tuple[float, int, str]]:
+    """Return a few failures: seconds after the cut, status, words."""
+    return [(round(attempt.intended - cut, 2), attempt.status, attempt.error) for attempt in failed[:5]]
+
+
+def test_host_of_the_database_primary(site: Site, shelves: dict[str, int]) -> None:
+    """Orders are taken as if nothing had happened; they settle when the database writes again."""
+    run = cut_power(site, site.primary(), name="postgres-primary", kind="power cut", dark_seconds=30)
+    found = count(site, run, shelves)
+    run.facts["postgres_gap_s"] = round(found.longest_gap_seconds, 1)
+    report(run)
+    assert not run.load.failed, first_failures(run.load.failed, run.cut)
+    assert run.facts["lost"] == 0
+    assert run.facts["doubled"] == 0
+
+
+def test_app_host(site: Site, shelves: dict[str, int]) -> None:
+    """The other app host takes every order, the slowest within half a second."""
+    host = site.groups["app"][0]
+    run = cut_power(site, host, name="app", kind="power cut", dark_seconds=15)
+    count(site, run, shelves)
+    report(run)
+    assert not run.load.failed, first_failures(run.load.failed, run.cut)
+    assert run.facts["lost"] == 0
+    assert run.facts["doubled"] == 0
+    assert run.facts["slowest_ms"] <= 500
+
+
+def test_holder_of_the_virtual_address(site: Site, shelves: dict[str, int]) -> None:
+    """The other edge host has the address within two seconds; only what was on its way then may fail."""
+    run = cut_power(site, site.vip_holder(), name="edge", kind="power cut", dark_seconds=10)
+    count(site, run, shelves)
+    back = min(attempt.ended for attempt in run.load.attempts if attempt.accepted and attempt.intended > run.cut)
+    last = max(attempt.ended for attempt in run.load.attempts if attempt.accepted and attempt.ended <= run.cut)
+    run.facts["vip_gap_s"] = round(back - last, 3)
+    report(run)
+    assert run.facts["vip_gap_s"] <= 2
+    late = [attempt for attempt in run.load.failed if attempt.ended < run.cut or attempt.intended > back]
+    assert not late, first_failures(late, run.cut)
+    assert run.facts["lost"] == 0
+    assert run.facts["doubled"] == 0

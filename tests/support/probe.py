@@ -1,0 +1,125 @@
+"""Runs on a host, as root, from standard input: asks the parts that run there and prints their answers as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from typing import Any
+
+PKI = "/etc/freehold/pki"
+
+
+def run(*command: str, **environment: str) -> str:
+    """Return what a command printed; raises RuntimeError with its words."""
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=15, env={**os.environ, **environment}
+    )
+    if result.returncode:
+        raise RuntimeError(f"{command[0]}: {result.stderr.strip() or result.stdout.strip()}")
+    return result.stdout
+
+
+def patroni(address: str) -> Any:  # noqa: ANN401
+    """Return the cluster as Patroni sees it."""
+    return json.loads(run("curl", "-sS", "-m", "5", "--cacert", f"{PKI}/ca.crt", f"https://{address}:8008/cluster"))
+
+
+def etcd(endpoints: str) -> Any:  # noqa: ANN401
+    """Return the status of every member that answers."""
+    files = {"ETCDCTL_CACERT": f"{PKI}/ca.crt", "ETCDCTL_CERT": f"{PKI}/etcd.crt", "ETCDCTL_KEY": f"{PKI}/etcd.key"}
+    command = ["etcdctl", f"--endpoints={endpoints}", "--command-timeout=3s", "endpoint", "status", "-w", "json"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=15, env={**os.environ, **files}
+    )
+    try:
+        return json.loads(result.stdout)
+    except json.JSONDecodeError:
+        raise RuntimeError(f"etcdctl: {result.stderr.strip()}") from None
+
+
+def valkey(address: str, port: int, login: dict[str, str]) -> dict[str, Any]:
+    """Return a cluster's state and nodes as one of its instances sees them."""
+
+    def ask(*words: str) -> str:
+        options = ["--no-auth-warning", "--tls", "--cacert", f"{PKI}/ca.crt", "--user", login["user"]]
+        return run(
+            *("valkey-cli", "-h", address, "-p", str(port), *options, *words),
+            REDISCLI_AUTH=login["password"],
+            VALKEYCLI_AUTH=login["password"],
+        )
+
+    state = next(
+        line.partition(":")[2].strip() for line in ask("cluster", "info").splitlines() if "cluster_state" in line
+    )
+    nodes = []
+    for line in ask("cluster", "nodes").splitlines():
+        words = line.split()
+        if len(words) < 8:
+            continue
+        flags = set(words[2].split(",")) - {"myself", "master", "slave"}
+        nodes.append(
+            {
+                "id": words[0],
+                "address": words[1].partition(":")[0],
+                "flags": sorted(flags),
+                "primary": "" if words[3] == "-" else words[3],
+                "connected": words[7] == "connected",
+            }
+        )
+    return {"state": state, "nodes": nodes}
+
+
+def rabbitmq() -> Any:  # noqa: ANN401
+    """Return the quorum queues of the order service: leader, and members that are there."""
+    columns = ("name", "leader", "online")
+    return json.loads(run("rabbitmqctl", "-q", "--formatter=json", "list_queues", "-p", "orders", "--online", *columns))
+
+
+def edge(vip: str) -> dict[str, Any]:
+    """Return whether this host holds the address, and each server that HAProxy does not use."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect("/run/haproxy/admin.sock")
+        connection.sendall(b"show stat\n")
+        answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    rows = [line.split(",") for line in answer.splitlines() if line]
+    status = rows[0].index("status")
+    problems = [
+        f"{row[0]}/{row[1]} is {row[status]}"
+        for row in rows[1:]
+        if row[1] not in ("FRONTEND", "BACKEND") and not row[status].startswith("UP")
+    ]
+    if run("systemctl", "show", "--property=ActiveState", "--value", "keepalived").strip() != "active":
+        problems.append("keepalived does not run")
+    return {"holds": vip in run("ip", "-4", "address", "show", "to", vip), "problems": problems}
+
+
+def tell(question: Any, *arguments: Any) -> Any:  # noqa: ANN401
+    """Return the answer, or in words why there is none."""
+    try:
+        return question(*arguments)
+    except (RuntimeError, OSError, ValueError, StopIteration, subprocess.SubprocessError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def main(what: str, *arguments: str) -> None:
+    """Print the answers about one kind of host."""
+    if what == "edge":
+        answers = edge(*arguments)
+    elif what == "rabbitmq":
+        answers = {"rabbitmq": tell(rabbitmq)}
+    else:
+        with open("/etc/valkey/spread.json", encoding="utf-8") as file:
+            spread = json.load(file)
+        address = spread["address"]
+        answers = {
+            "patroni": tell(patroni, address),
+            "etcd": tell(etcd, *arguments),
+            "valkey": {name: tell(valkey, address, ports[0], spread) for name, ports in spread["clusters"].items()},
+        }
+    print(json.dumps(answers))
+
+
+main(*sys.argv[1:])
