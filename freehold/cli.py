@@ -134,7 +134,7 @@ def main() -> int:
         if name == "ssh":
             command.add_argument("host", nargs="?")
         if name == "test":
-            command.add_argument("tier", nargs="*", choices=list(testing.TIERS))
+            command.add_argument("tier", nargs="*", choices=[*testing.TIERS, []], metavar="TIER")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"

@@ -8,11 +8,12 @@ import os
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ansible.plugins.action import ActionBase
 
 
 class ActionModule(ActionBase):
@@ -27,13 +28,19 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         host = task_vars["inventory_hostname"]
         value = self._templar.resolve_variable_expression
-        domain, state_dir, address = str(value("topology_domain")), str(value("topology_state_dir")), str(value("address"))
+        domain, state_dir, address = (
+            str(value("topology_domain")),
+            str(value("topology_state_dir")),
+            str(value("address")),
+        )
         authority = os.path.join(state_dir, "pki")
         try:
             with open(os.path.join(authority, "ca.crt"), encoding="ascii") as file:
                 ca_pem = file.read()
         except FileNotFoundError as error:
-            raise AnsibleActionFail(f"{error.filename} does not exist: the role pki makes it, run ansible/site.yml") from error
+            raise AnsibleActionFail(
+                f"{error.filename} does not exist: the role pki makes it, run ansible/site.yml"
+            ) from error
         arguments = dict(self._task.args)
         names = dict.fromkeys([host, f"{host}.{domain}", "localhost", *(arguments.pop("names", None) or [])])
         addresses = dict.fromkeys([address, "127.0.0.1", *(arguments.pop("addresses", None) or [])])
@@ -86,8 +93,15 @@ def _sign(authority: str, request: str, *, days: int) -> str:
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(
             x509.KeyUsage(
-                digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
-                key_agreement=False, key_cert_sign=False, crl_sign=False, encipher_only=False, decipher_only=False,
+                digital_signature=True,
+                content_commitment=False,
+                key_encipherment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                key_cert_sign=False,
+                crl_sign=False,
+                encipher_only=False,
+                decipher_only=False,
             ),
             critical=True,
         )

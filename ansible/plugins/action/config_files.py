@@ -9,8 +9,9 @@ import os
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
 from ansible.template import generate_ansible_template_vars, trust_as_template
+
+from ansible.plugins.action import ActionBase
 
 SOURCES = ("src", "copy", "content", "link")
 KEYS = {*SOURCES, "dest", "owner", "group", "mode", "validate", "secret", "vars"}
@@ -72,9 +73,7 @@ class ActionModule(ActionBase):
             | generate_ansible_template_vars(entry["src"], source, entry["dest"])
             | dict(entry.get("vars") or {})
         )
-        templar = self._templar.copy_with_new_env(
-            searchpath=[os.path.dirname(source)], available_variables=variables
-        )
+        templar = self._templar.copy_with_new_env(searchpath=[os.path.dirname(source)], available_variables=variables)
         template = trust_as_template(self._loader.get_text_file_contents(source))
         rendered = templar.template(
             template, escape_backslashes=False, overrides={"trim_blocks": True, "lstrip_blocks": True}

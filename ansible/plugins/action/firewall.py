@@ -6,8 +6,9 @@ import os
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure
-from ansible.plugins.action import ActionBase
 from ansible.template import generate_ansible_template_vars, trust_as_template
+
+from ansible.plugins.action import ActionBase
 
 
 class ActionModule(ActionBase):

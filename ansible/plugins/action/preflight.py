@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible._internal._templating._engine import TemplateEngine
 from ansible.errors import AnsibleActionFail, AnsibleTemplateError
+
 from ansible.plugins.action import ActionBase
 
 DOCUMENTATION = r"""
@@ -29,7 +31,7 @@ class ActionModule(ActionBase):
     _VALID_ARGS = frozenset({"rules"})
 
     @classmethod
-    def finalize_task_arg(cls, name: str, value: Any, templar: Any, context: Any) -> Any:
+    def finalize_task_arg(cls, name: str, value: object, templar: TemplateEngine, context: object) -> object:
         """Keep the rules' own templates: only the name of their list is resolved here."""
         if name == "rules" and isinstance(value, str):
             return templar.resolve_to_container(value)

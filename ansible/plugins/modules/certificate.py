@@ -94,28 +94,30 @@ class Store:
                 certificate = x509.load_pem_x509_certificate(file.read())
             with open(self.key, "rb") as file:
                 key = serialization.load_pem_private_key(file.read(), password=None)
-            if not os.path.exists(self.pem):
-                return "its .pem is missing"
+            os.stat(self.pem)
         except FileNotFoundError:
             return "there is none"
         except ValueError as error:
             return f"it cannot be read: {error}"
-        issuer = x509.load_pem_x509_certificate(self._parameters["authority"].encode())
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
+        reasons = {
+            "it is not of the present CA": not self._issued(certificate),
+            "key and certificate do not match": certificate.public_key() != key.public_key(),
+            "its subject changed": certificate.subject != self.subject(),
+            "its names changed": set(names) != set(self.names()),
+            f"it ends in {left.days} days": left < datetime.timedelta(days=self._parameters["renew_days"]),
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
+
+    def _issued(self, certificate: x509.Certificate) -> bool:
         try:
-            certificate.verify_directly_issued_by(issuer)
+            certificate.verify_directly_issued_by(
+                x509.load_pem_x509_certificate(self._parameters["authority"].encode())
+            )
         except (InvalidSignature, ValueError, TypeError):
-            return "it is not of the present CA"
-        if certificate.public_key() != key.public_key():
-            return "key and certificate do not match"
-        if certificate.subject != self.subject():
-            return "its subject changed"
-        present = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        if set(present) != set(self.names()):
-            return "its names changed"
-        left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)
-        if left < datetime.timedelta(days=self._parameters["renew_days"]):
-            return f"it ends in {left.days} days"
-        return ""
+            return False
+        return True
 
     def request(self) -> str:
         """Make a new key beside the present one and return a PEM request for it."""

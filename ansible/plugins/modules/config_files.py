@@ -170,7 +170,9 @@ class Tree:
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec={"payload": {"type": "str", "required": True, "no_log": True}}, supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec={"payload": {"type": "str", "required": True, "no_log": True}}, supports_check_mode=True
+    )
     payload = json.loads(gzip.decompress(base64.b64decode(module.params["payload"])))
     tree = Tree(module, payload)
     tree.apply()

@@ -94,8 +94,14 @@ class Firewall:
             self._write(FORMER, present if present is not None and loaded else OPEN)
         self._module.run_command(["systemctl", "stop", f"{TIMER}.timer", f"{TIMER}.service"])
         self._run(
-            "systemd-run", f"--unit={TIMER}", f"--on-active={seconds}", "--timer-property=AccuracySec=100ms", "--collect",
-            "/bin/sh", "-c", f"mv {FORMER} {RULES} && exec nft --file {RULES}",
+            "systemd-run",
+            f"--unit={TIMER}",
+            f"--on-active={seconds}",
+            "--timer-property=AccuracySec=100ms",
+            "--collect",
+            "/bin/sh",
+            "-c",
+            f"mv {FORMER} {RULES} && exec nft --file {RULES}",
         )
         os.replace(candidate, RULES)
         self._run("nft", "--file", RULES)

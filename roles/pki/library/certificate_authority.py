@@ -43,7 +43,7 @@ def make(common_name: str, days: int) -> tuple[bytes, bytes]:
             x509.NameAttribute(NameOID.COMMON_NAME, common_name),
         ]
     )
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -55,8 +55,15 @@ def make(common_name: str, days: int) -> tuple[bytes, bytes]:
         .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
         .add_extension(
             x509.KeyUsage(
-                digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
-                key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
+                digital_signature=False,
+                content_commitment=False,
+                key_encipherment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                key_cert_sign=True,
+                crl_sign=True,
+                encipher_only=False,
+                decipher_only=False,
             ),
             critical=True,
         )
@@ -90,7 +97,8 @@ def main() -> None:
         )
     if not module.check_mode:
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        for path, data, mode in zip(paths, make(module.params["common_name"], module.params["days"]), (0o600, 0o644)):
+        halves = make(module.params["common_name"], module.params["days"])
+        for path, data, mode in zip(paths, halves, (0o600, 0o644), strict=True):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
