@@ -1,0 +1,46 @@
+"""A site that is as described is left as it is, quickly."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+
+import pytest
+
+from freehold import playbooks
+from freehold.playbooks import HostRecap
+from tests.support.site import ROOT, Site
+
+MOST_SECONDS = 150
+MOST_TASKS = 80
+
+
+def converge(*arguments: str) -> tuple[dict[str, HostRecap], float, str]:
+    """Return each host's recap of site.yml, the seconds that it took, and all that it printed."""
+    inventory = os.environ.get("FREEHOLD_INVENTORY", "lab")
+    start = time.monotonic()
+    printed = subprocess.run(
+        ["ansible-playbook", "-i", f"inventories/{inventory}", *arguments, "ansible/site.yml"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=playbooks.environment(),
+        cwd=ROOT,
+    )
+    found = (playbooks.RECAP.match(line) for line in printed.stdout.splitlines())
+    recap = {match[1]: HostRecap(*(int(number) for number in match.groups()[1:])) for match in found if match}
+    return recap, time.monotonic() - start, printed.stdout + printed.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--check",)], ids=["converge", "check"])
+def test_a_second_run_changes_nothing(site: Site, arguments: tuple[str, ...]) -> None:
+    """Nothing fails, nothing changes, and it takes neither long nor many tasks."""
+    recap, seconds, printed = converge(*arguments)
+    tail = printed[-4000:]
+    assert set(recap) >= set(site.addresses), tail
+    bad = {host: seen for host, seen in recap.items() if seen.changed or seen.failed or seen.unreachable}
+    assert not bad, tail
+    assert max(seen.tasks for seen in recap.values()) <= MOST_TASKS, recap
+    if not arguments:
+        assert seconds <= MOST_SECONDS
