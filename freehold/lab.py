@@ -547,7 +547,9 @@ class Lab:
         """Wait until the host takes the lab's key over SSH, and pin the host key that was read past the network."""
         end = time.monotonic() + START_SECONDS
         root = Path(self.podman("mount", self._container(name)).strip())
-        key = _retry(end, lambda: run("cat", str(root / "etc/ssh/ssh_host_ed25519_key.pub")), f"{name}: no host key")
+        # ssh-keygen makes the file before it has a key: an empty one is none yet.
+        public = str(root / "etc/ssh/ssh_host_ed25519_key.pub")
+        key = _retry(end, lambda: run("grep", "^ssh-ed25519 .", public), f"{name}: no host key")
         self._pin(address, key.strip())
         _retry(end, lambda: _banner(address), f"{name} ({address}): nothing answers on port 22")
         _retry(end, lambda: self.ssh(address, "true"), f"{name} ({address}): no log-in over SSH")
