@@ -467,7 +467,12 @@ class Lab:
                     f"{spec.name} runs with {differences}. Remove it (fleet_state=absent, --limit {spec.name}) and "
                     "bring it up again; its volumes are kept with fleet_keep_volumes=true."
                 )
-            return False
+            # A run that was interrupted may have left a host that runs and that nobody can reach.
+            if self._pinned(spec.address):
+                return False
+            if not dry:
+                self._wait(spec.name, spec.address)
+            return True
         if dry:
             return True
         for volume in spec.volumes:
@@ -564,6 +569,9 @@ class Lab:
         )
         arguments = [argument for option in options for argument in ("-o", option)]
         return run("ssh", "-F", "none", *arguments, "-i", str(self.key), f"{USER}@{address}", *command, root=False)
+
+    def _pinned(self, address: str) -> bool:
+        return any(line.startswith(f"{address} ") for line in self.known_hosts.read_text(encoding="utf-8").splitlines())
 
     def _pin(self, address: str, key: str | None) -> None:
         with self.lock("known_hosts"):
