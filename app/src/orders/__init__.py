@@ -1,0 +1,1 @@
+"""The order service: takes orders by way of a queue, and settles them in PostgreSQL."""

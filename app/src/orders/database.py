@@ -1,0 +1,107 @@
+"""PostgreSQL access for requests, which only read: from a replica, or from the primary where no replica answers."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from typing import TypeVar
+
+import psycopg
+from litestar import Litestar
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from orders import metrics
+from orders.settings import Settings
+
+T = TypeVar("T")
+
+POOL_SECONDS = 0.4
+QUERY_SECONDS = 0.8
+REPLICAS_REST_SECONDS = 1.0
+
+
+def _sever(connection: AsyncConnection) -> None:
+    # Cancelling would wait for the server's answer, and the server is what does not answer.
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def deadline(connection: AsyncConnection, seconds: float) -> Iterator[None]:
+    """Sever the connection after some seconds: whoever waits on it then gets an OperationalError at once."""
+    timer = asyncio.get_running_loop().call_later(seconds, _sever, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+async def _check(connection: AsyncConnection) -> None:
+    with deadline(connection, POOL_SECONDS):
+        await AsyncConnectionPool.check_connection(connection)
+
+
+class Database:
+    """Owns the pools; readers see only a connection."""
+
+    def __init__(self, settings: Settings) -> None:
+        # prepare_threshold=None: a transaction-mode pooler keeps no prepared statements of ours.
+        # reconnect_timeout: short, since the pool backs off while it lasts, and would sleep through a failover's end.
+        def pool(url: str, *, check: Callable[[AsyncConnection], Awaitable[None]] | None) -> AsyncConnectionPool:
+            return AsyncConnectionPool(
+                lambda: settings.conninfo(url),
+                kwargs={"prepare_threshold": None, "autocommit": True},
+                min_size=1,
+                max_size=settings.database_pool_size,
+                timeout=POOL_SECONDS,
+                reconnect_timeout=0.5,
+                check=check,
+                open=False,
+            )
+
+        self._primary = pool(settings.database_url, check=_check)
+        # Not checked first: what fails here is read from the primary.
+        self._replicas = pool(settings.database_ro_url, check=None) if settings.database_ro_url else None
+        self._replicas_rest_until = 0.0
+        self._was_reached = False
+
+    @asynccontextmanager
+    async def lifespan(self, _app: Litestar) -> AsyncIterator[None]:
+        """Keep the pools open; they connect when they can, and nobody waits for it."""
+        async with AsyncExitStack() as stack:
+            for pool in filter(None, (self._primary, self._replicas)):
+                await pool.open()
+                stack.push_async_callback(pool.close)
+            yield
+
+    async def read(self, query: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run one query that only reads.
+
+        Raises:
+            psycopg_pool.PoolTimeout, psycopg.OperationalError: the database does not answer; the client gets 503.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._replicas and now >= self._replicas_rest_until:
+            try:
+                return await self._run(self._replicas, query)
+            except (PoolTimeout, psycopg.OperationalError):
+                self._replicas_rest_until = now + REPLICAS_REST_SECONDS
+        if self._replicas:
+            metrics.REPLICA_FALLBACKS.inc()
+        return await self._run(self._primary, query)
+
+    async def _run(self, pool: AsyncConnectionPool, query: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        async with pool.connection() as connection:
+            with deadline(connection, QUERY_SECONDS):
+                result = await query(connection)
+        self._was_reached = True
+        return result
+
+    async def reached(self) -> bool:
+        """Return whether the database answered at any time since the start; asks it as long as it did not."""
+        if not self._was_reached:
+            with suppress(PoolTimeout, psycopg.OperationalError):
+                await self.read(lambda connection: connection.execute("SELECT FROM product LIMIT 0"))
+        return self._was_reached

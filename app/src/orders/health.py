@@ -1,0 +1,45 @@
+"""Whether this process lives, is ready, and what its figures are."""
+
+import msgspec
+from litestar import Response, get
+from litestar.di import NamedDependency
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from orders.database import Database
+from orders.errors import UnavailableError, problems
+from orders.ordering.publisher import Publisher
+
+
+class Health(msgspec.Struct, frozen=True):
+    """That all is well."""
+
+    status: str = "ok"
+
+
+@get("/livez", operation_id="Livez", tags=["Operation"])
+async def livez() -> Health:
+    """Say that the process answers."""
+    return Health()
+
+
+@get("/readyz", operation_id="Readyz", tags=["Operation"], responses=problems(s503="Not ready; the detail says why."))
+async def readyz(publisher: NamedDependency[Publisher], database: NamedDependency[Database]) -> Health:
+    """Say whether requests are welcome. The database may go away later: orders are taken without it.
+
+    Raises:
+        UnavailableError: with the reasons; the client gets 503.
+    """
+    reasons = []
+    if not publisher.ready:
+        reasons.append("No lane of the order intake is connected to its broker.")
+    if not await database.reached():
+        reasons.append("The database was not reached since the start.")
+    if reasons:
+        raise UnavailableError(" ".join(reasons))
+    return Health()
+
+
+@get("/metrics", include_in_schema=False)
+async def figures() -> Response[bytes]:
+    """Return the figures for Prometheus."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

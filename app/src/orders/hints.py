@@ -1,0 +1,132 @@
+"""What Valkey helps with: answers that save a query. It is asked under a deadline, may forget, and is never needed."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from valkey.asyncio.cluster import ClusterNode, ValkeyCluster
+from valkey.exceptions import ValkeyError
+
+from orders import metrics
+from orders.settings import Settings, SettingsError
+
+_LOG = logging.getLogger(__name__)
+_ANSWERED, _FAILED = metrics.HINTS.labels("answered"), metrics.HINTS.labels("failed")
+
+DEADLINE_SECONDS = 0.1
+REST_SECONDS = 1.0
+CONNECT_SECONDS = 2.0
+LIFETIME_SECONDS = 3600
+PREFIX = "orders:"
+
+# What the client raises while its cluster is away or changes; IndexError and KeyError as it learns of new nodes.
+_AWAY = (ValkeyError, OSError, TimeoutError, IndexError, KeyError, SettingsError)
+
+
+class Hints:
+    """A Valkey cluster whose silence costs at most the deadline, and then a second's rest of the silent node."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client: ValkeyCluster | None = None
+        self._resting: dict[str, float] = {}
+        self._connecting: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to connect; return at once. Without nodes in the settings there are no hints."""
+        if self._settings.valkey_cache_nodes and (self._connecting is None or self._connecting.done()):
+            self._connecting = asyncio.create_task(self._connect())
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        if self._connecting:
+            self._connecting.cancel()
+        if self._client:
+            await self._client.aclose()
+
+    async def _connect(self) -> None:
+        # Apart from any request, since to learn a cluster's shape takes longer than a request may wait.
+        while True:
+            client = None
+            try:
+                client = self._new_client()
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await client.initialize()
+                break
+            except _AWAY as error:
+                _LOG.warning("Valkey is away: %r", error)
+                if client:
+                    await client.aclose()
+                await asyncio.sleep(REST_SECONDS)
+        former, self._client = self._client, client
+        self._resting.clear()
+        # The former client's last calls end by themselves; also, this is how often the shape is asked for at most.
+        await asyncio.sleep(REST_SECONDS)
+        if former:
+            await former.aclose()
+
+    def _new_client(self) -> ValkeyCluster:
+        tls = bool(self._settings.ca_file)
+        return ValkeyCluster(
+            startup_nodes=[ClusterNode(*node) for node in self._settings.addresses("valkey_cache_nodes")],
+            username=self._settings.valkey_user,
+            password=self._settings.secret("orders_valkey_password"),
+            ssl=tls,
+            ssl_ca_certs=self._settings.ca_file if tls else None,
+            ssl_check_hostname=tls,
+            socket_connect_timeout=1.0,
+            socket_timeout=1.0,
+            require_full_coverage=False,
+            cluster_error_retry_attempts=1,
+            connection_error_retry_attempts=0,
+        )
+
+    async def get(self, key: str) -> bytes | None:
+        """Return what is remembered under a key, none where nothing is or where Valkey does not say so in time."""
+        answer: bytes | None = await self._ask(key, lambda client: client.get(PREFIX + key))
+        return answer
+
+    async def claim(self, key: str, value: bytes) -> bytes | None:
+        """Remember the value unless the key has one; return the one that it had."""
+        answer: bytes | None = await self._ask(
+            key, lambda client: client.set(PREFIX + key, value, ex=LIFETIME_SECONDS, nx=True, get=True)
+        )
+        return answer
+
+    async def remember(self, values: Mapping[str, bytes]) -> None:
+        """Remember values, each under its key."""
+        client = self._client
+        if client is None or not values or self._rests("pipeline"):
+            return
+        pipeline = client.pipeline()
+        for key, value in values.items():
+            pipeline.set(PREFIX + key, value, ex=LIFETIME_SECONDS)
+        await self._under_deadline("pipeline", pipeline.execute())
+
+    async def _ask(self, key: str, command: Callable[[ValkeyCluster], Awaitable[Any]]) -> Any:  # noqa: ANN401
+        client = self._client
+        if client is None:
+            return None
+        try:
+            node = client.get_node_from_key(PREFIX + key)
+        except ValkeyError:
+            node = None
+        name = node.name if node else ""
+        return None if self._rests(name) else await self._under_deadline(name, command(client))
+
+    def _rests(self, node: str) -> bool:
+        until = self._resting.get(node)
+        return until is not None and asyncio.get_running_loop().time() < until
+
+    async def _under_deadline(self, node: str, command: Awaitable[Any]) -> Any:  # noqa: ANN401
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                answer = await command
+        except _AWAY:
+            self._resting[node] = asyncio.get_running_loop().time() + REST_SECONDS
+            _FAILED.inc()
+            self.start()  # by now another node may serve these keys
+            return None
+        _ANSWERED.inc()
+        return answer

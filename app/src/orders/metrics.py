@@ -1,0 +1,32 @@
+"""Every figure that this service gives out, by name and with its labels."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
+
+REQUESTS = Histogram(
+    "orders_http_request_seconds",
+    "Time of a request, by route template.",
+    ("route", "method", "status"),
+    buckets=_SECONDS,
+)
+
+LANE_READY = Gauge("orders_lane_ready", "Whether this lane of the intake takes messages now.", ("lane",))
+LANE_MESSAGES = Counter("orders_lane_messages", "Messages by lane and what became of them.", ("lane", "outcome"))
+INTAKE = Histogram("orders_intake_seconds", "Time from the first attempt to the broker's confirm.", buckets=_SECONDS)
+INTAKE_FAILED = Counter("orders_intake_failed", "Orders that no lane confirmed in time.")
+KEYS_REUSED = Counter("orders_keys_reused", "Orders refused early: their key was used with another body.")
+
+CACHE = Counter("orders_cache", "Reads of the process's own cache.", ("outcome",))
+HINTS = Counter("orders_hints", "Calls of Valkey, which helps and is never needed.", ("outcome",))
+REPLICA_FALLBACKS = Counter("orders_replica_fallbacks", "Reads that went to the primary, no replica having answered.")
+
+BATCH_ORDERS = Histogram("orders_batch_orders", "Orders in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512))
+BATCH_SECONDS = Histogram("orders_batch_seconds", "Time to settle a batch and commit it.", buckets=_SECONDS)
+SETTLED = Counter("orders_worker_orders", "Orders by what the worker made of them.", ("outcome",))
+SETTLEMENT_LAG = Histogram(
+    "orders_settlement_lag_seconds",
+    "Time from an order's acceptance to its settlement.",
+    buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0),
+)
+WORKER_PAUSED = Gauge("orders_worker_paused", "Whether the worker waits for the database and consumes nothing.")

@@ -1,0 +1,139 @@
+"""HTTP interface of orders: it parses, asks, and answers; it decides nothing else."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Controller, Request, Response, get, post
+from litestar.di import NamedDependency
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
+from litestar.params import FromPath, HeaderParameter
+
+from orders.errors import BadRequestError, MediaTypeError, problems
+from orders.ordering.schemas import (
+    CUSTOMER_PATTERN,
+    KEY_PATTERN,
+    MOST_LINES,
+    MOST_PIECES,
+    SKU_PATTERN,
+    Accepted,
+    NewOrder,
+    Order,
+)
+from orders.ordering.service import Orders
+
+MOST_BYTES = 16384
+
+_DECODER = msgspec.json.Decoder(NewOrder)
+_ENCODER = msgspec.json.Encoder()
+
+
+# The handler decodes the body by itself, so the document is told of it here; the interface's tests hold both together.
+_LINE_SCHEMA = Schema(
+    type=OpenAPIType.OBJECT,
+    properties={
+        "sku": Schema(type=OpenAPIType.STRING, pattern=SKU_PATTERN),
+        "quantity": Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=MOST_PIECES),
+    },
+    required=["sku", "quantity"],
+    additional_properties=False,
+)
+_NEW_ORDER_SCHEMA = Schema(
+    type=OpenAPIType.OBJECT,
+    properties={
+        "lines": Schema(
+            type=OpenAPIType.ARRAY,
+            items=_LINE_SCHEMA,
+            min_items=1,
+            max_items=MOST_LINES,
+            description="What is ordered, each product once.",
+        )
+    },
+    required=["lines"],
+    additional_properties=False,
+    examples=[{"lines": [{"sku": "P-00001", "quantity": 2}]}],
+)
+
+
+@dataclass
+class NewOrderOperation(Operation):
+    """An operation with the body of a new order."""
+
+    def __post_init__(self) -> None:
+        """Describe the body."""
+        self.request_body = RequestBody({"application/json": OpenAPIMediaType(_NEW_ORDER_SCHEMA)}, required=True)
+
+
+def parse_order(content_type: str, body: bytes) -> NewOrder:
+    """Return the order that a body holds.
+
+    Raises:
+        MediaTypeError: the body is not declared as JSON.
+        BadRequestError: naming the field that is wrong.
+    """
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise MediaTypeError("The body of an order is application/json.")
+    try:
+        order = _DECODER.decode(body)
+    except msgspec.ValidationError as error:
+        detail, _, path = str(error).partition(" - at `$")
+        raise BadRequestError(path.strip("`.") or "body", detail) from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadRequestError("body", f"not JSON: {error}") from error
+    seen: set[str] = set()
+    for number, line in enumerate(order.lines):
+        if line.sku in seen:
+            raise BadRequestError(f"lines[{number}].sku", f"{line.sku} is in the order already")
+        seen.add(line.sku)
+    return order
+
+
+class OrderController(Controller):
+    """Orders: placed and looked up."""
+
+    path = "/v1/orders"
+    tags = ["Orders"]
+
+    @post(
+        operation_id="PlaceOrder",
+        operation_class=NewOrderOperation,
+        status_code=202,
+        request_max_body_size=MOST_BYTES,
+        responses=problems(
+            s400="A field or a header is malformed or missing; `errors` names it.",
+            s409="The Idempotency-Key was used with another body.",
+            s413="The body is too large.",
+            s415="The body is not application/json.",
+            s503="The order could not be queued. Send it again with the same Idempotency-Key.",
+        ),
+    )
+    async def place_order(
+        self,
+        request: Request[Any, Any, Any],
+        orders: NamedDependency[Orders],
+        idempotency_key: Annotated[
+            str,
+            HeaderParameter(
+                name="Idempotency-Key", pattern=KEY_PATTERN, description="Of the client's making, one an order."
+            ),
+        ],
+        customer_id: Annotated[
+            str, HeaderParameter(name="X-Customer-Id", pattern=CUSTOMER_PATTERN, description="Who orders.")
+        ],
+    ) -> Response[Accepted]:
+        """Place an order: it is queued, and settled or refused soon after. The same order again is the same order."""
+        order = parse_order(request.headers.get("content-type", ""), await request.body())
+        identifier = await orders.place(customer_id, idempotency_key, order)
+        return Response(
+            Accepted(identifier), headers={"Location": f"/v1/orders/{identifier}", "Cache-Control": "no-store"}
+        )
+
+    @get(
+        "/{order_id:str}",
+        operation_id="GetOrder",
+        responses=problems(s404="No order has this id.", s503="The database does not answer."),
+    )
+    async def get_order(self, orders: NamedDependency[Orders], order_id: FromPath[str]) -> Response[Order]:
+        """Return an order: accepted, settled, or refused with the reason."""
+        content: Any = await orders.find(order_id)
+        return Response(content, media_type="application/json", headers={"Cache-Control": "no-store"})

@@ -1,0 +1,73 @@
+"""The intake of orders: queue first, the database later."""
+
+import asyncio
+import hashlib
+from datetime import UTC, datetime
+from uuid import UUID
+
+import msgspec
+
+from orders import metrics
+from orders.database import Database
+from orders.errors import KeyReusedError, NotFoundError
+from orders.hints import Hints
+from orders.ordering.identity import CONTENT_BYTES, Identities
+from orders.ordering.publisher import Publisher
+from orders.ordering.repository import OrderRepository
+from orders.ordering.schemas import NewOrder, Order, OrderMessage, State
+
+# The edge gives an attempt some 400 ms and then tries another host: we are to have answered by then.
+DEADLINE_SECONDS = 0.36
+
+_ENCODER = msgspec.json.Encoder()
+
+
+def order_hint(identifier: UUID) -> str:
+    """Return the key under which Valkey may know an order that was decided."""
+    return f"order:{identifier}"
+
+
+class Orders:
+    """Takes orders and finds them again."""
+
+    def __init__(self, identities: Identities, publisher: Publisher, hints: Hints, database: Database) -> None:
+        self._identities = identities
+        self._publisher = publisher
+        self._hints = hints
+        self._database = database
+
+    async def place(self, customer_id: str, idempotency_key: str, order: NewOrder) -> UUID:
+        """Queue an order and return its identifier, which is the same for the same order.
+
+        Raises:
+            KeyReusedError: the key came with another body before, as far as Valkey knows; PostgreSQL has the last word.
+            UnavailableError: the order could not be queued in time.
+        """
+        give_up_at = asyncio.get_running_loop().time() + DEADLINE_SECONDS
+        lines = [(line.sku, line.quantity) for line in order.lines]
+        identifier = self._identities.identify(customer_id, idempotency_key, lines)
+        key = hashlib.sha256(f"{customer_id} {idempotency_key}".encode()).hexdigest()[:32]
+        content = identifier.bytes[:CONTENT_BYTES]
+        before = await self._hints.claim(f"key:{key}", content)
+        if before is not None and before != content:
+            metrics.KEYS_REUSED.inc()
+            raise KeyReusedError("This Idempotency-Key was used with another body.")
+        message = OrderMessage(identifier, customer_id, idempotency_key, lines, datetime.now(UTC))
+        await self._publisher.publish(_ENCODER.encode(message), str(identifier), give_up_at=give_up_at)
+        return identifier
+
+    async def find(self, text: str) -> bytes:
+        """Return the order with this identifier as JSON; one that nobody has heard of yet is accepted.
+
+        Raises:
+            NotFoundError: the identifier is not one of ours.
+            psycopg_pool.PoolTimeout, psycopg.OperationalError: the database does not answer.
+        """
+        identifier = self._identities.parse(text)
+        if identifier is None:
+            raise NotFoundError(f"No order has the id {text[:64]!r}.")
+        known = await self._hints.get(order_hint(identifier))
+        if known is not None:
+            return known
+        order = await self._database.read(lambda connection: OrderRepository(connection).get(identifier))
+        return _ENCODER.encode(order or Order(identifier, State.ACCEPTED))

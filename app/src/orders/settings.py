@@ -1,0 +1,134 @@
+"""Settings of one process, read once from the environment, and its secrets, read from files (the container's contract)."""
+
+import os
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import msgspec
+from psycopg.conninfo import make_conninfo
+
+HMAC_KEY_LENGTH = 32
+DATABASE_SECRET = "orders_database_password"  # noqa: S105  (its name)
+
+
+class SettingsError(Exception):
+    """A variable or a secret is missing or malformed; the message names it."""
+
+
+class Address(NamedTuple):
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One field a variable: `database_url` is read from ORDERS_DATABASE_URL."""
+
+    database_url: str  # libpq connection string or URL of the primary's pooler, with the user, without a password
+    rabbitmq_nodes: str  # host:port,...; the first three are the intake's lanes
+    secrets_dir: str = "/run/secrets"
+    ca_file: str = "/run/secrets/ca.crt"
+    database_ro_url: str = ""  # replicas; empty: there are none, reads go to the primary
+    database_pool_size: int = 8
+    rabbitmq_vhost: str = "orders"
+    rabbitmq_user: str = "orders"
+    valkey_cache_nodes: str = ""  # host:port,...; empty: the service goes without
+    valkey_user: str = "orders"
+    port: int = 8000
+    worker_port: int = 8001
+    log_level: str = "INFO"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read and check every ORDERS_ variable.
+
+        Raises:
+            SettingsError: naming the variable and what is wrong with it; an unknown name is refused too.
+        """
+        raw = {
+            name.removeprefix("ORDERS_").lower(): value
+            for name, value in environment.items()
+            if name.startswith("ORDERS_")
+        }
+        try:
+            settings = msgspec.convert(raw, cls, strict=False)
+        except msgspec.ValidationError as error:
+            raise SettingsError(f"ORDERS_ variables: {error}") from error
+        for name in ("rabbitmq_nodes", "valkey_cache_nodes"):
+            settings.addresses(name)
+        if not settings.rabbitmq_nodes:
+            raise SettingsError("ORDERS_RABBITMQ_NODES is empty. Name at least one broker: host:port,...")
+        return settings
+
+    def addresses(self, name: str) -> tuple[Address, ...]:
+        """Split the setting `name`, host:port,..., into addresses.
+
+        Raises:
+            SettingsError: an item is not host:port.
+        """
+        found = []
+        for item in filter(None, getattr(self, name).split(",")):
+            host, _, port = item.strip().rpartition(":")
+            if not host or not port.isdecimal():
+                raise SettingsError(f"ORDERS_{name.upper()}: {item!r} is not host:port.")
+            found.append(Address(host, int(port)))
+        return tuple(found)
+
+    def secret(self, name: str) -> str:
+        """Read the secret's file, now: a secret that was rotated counts from the next connection on.
+
+        Raises:
+            SettingsError: the file is missing, unreadable or empty.
+        """
+        path = Path(self.secrets_dir, name)
+        try:
+            value = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"The secret {name} cannot be read from {path}: {error}") from error
+        if not value:
+            raise SettingsError(f"The secret {name} in {path} is empty.")
+        return value
+
+    def hmac_keys(self) -> tuple[bytes, ...]:
+        """Return the keys of orders' identifiers: the one that signs first, then the one before it, if there is one.
+
+        Raises:
+            SettingsError: a key is missing or too short.
+        """
+        names = ["orders_hmac_key"]
+        if Path(self.secrets_dir, "orders_hmac_key_previous").exists():
+            names.append("orders_hmac_key_previous")
+        keys = [self.secret(name).encode() for name in names]
+        for name, key in zip(names, keys, strict=True):
+            if len(key) < HMAC_KEY_LENGTH:
+                raise SettingsError(f"The secret {name} has {len(key)} bytes; {HMAC_KEY_LENGTH} are the least.")
+        return tuple(keys)
+
+    def conninfo(self, url: str, *, user: str = "", secret: str = DATABASE_SECRET) -> str:
+        """Return the connection string for libpq, with the password of now and with the deadlines of a failover.
+
+        Raises:
+            SettingsError: the secret cannot be read.
+        """
+        changed: dict[str, str | int | None] = {"user": user} if user else {}
+        return make_conninfo(
+            url,
+            password=self.secret(secret),
+            application_name="orders",
+            connect_timeout=2,
+            tcp_user_timeout=3000,
+            keepalives_idle=2,
+            keepalives_interval=1,
+            keepalives_count=2,
+            **changed,
+        )
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Return the context of a client that trusts the internal CA only; none where there is no CA file."""
+        return ssl.create_default_context(cafile=self.ca_file) if self.ca_file else None

@@ -1,0 +1,1 @@
+"""Settles orders: takes them out of the queues in batches, and acknowledges each batch after its commit."""

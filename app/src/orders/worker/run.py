@@ -1,0 +1,213 @@
+"""The worker's life: wait for the database, settle batch after batch, give everything back when the database goes away."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import msgspec
+import psycopg
+from psycopg import AsyncConnection
+
+from orders import metrics
+from orders.database import deadline
+from orders.hints import Hints
+from orders.ordering.identity import CONTENT_BYTES, content
+from orders.ordering.schemas import Order, OrderMessage
+from orders.ordering.service import order_hint
+from orders.settings import Settings, SettingsError
+from orders.worker.consumer import Consumer, Delivery
+from orders.worker.server import start_server
+from orders.worker.settlement import probe, settle
+
+_LOG = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 15.0
+HOLD_SECONDS = 2.0  # so long a batch is held while the database is away; then it goes back to the queue
+FIRST_WAIT_SECONDS = 0.2
+LONGEST_WAIT_SECONDS = 2.0
+
+_DECODER = msgspec.json.Decoder(OrderMessage)
+_ENCODER = msgspec.json.Encoder()
+
+# An order that PostgreSQL refuses for what is in it. Any other error is the database's, and no order's fault.
+_ORDERS_FAULT = (psycopg.DataError, psycopg.IntegrityError)
+_TRY_AGAIN = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+
+
+class DeadLetterError(Exception):
+    """A message that will never be an order."""
+
+
+def parse(body: bytes) -> OrderMessage:
+    """Return the order that a message holds.
+
+    Raises:
+        DeadLetterError: it is no order, or its identifier is not that of its content.
+    """
+    try:
+        message = _DECODER.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise DeadLetterError(str(error)) from error
+    if message.id.bytes[:CONTENT_BYTES] != content(message.customer_id, message.idempotency_key, message.lines):
+        raise DeadLetterError("the identifier is not that of the content")
+    return message
+
+
+class Worker:
+    """One process that settles orders. Any number of them can."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._consumer = Consumer(settings)
+        self._hints = Hints(settings)
+        self._stopping = asyncio.Event()
+        self._connection: AsyncConnection | None = None
+        self._paused = True
+
+    def stop(self) -> None:
+        """Finish the batch, acknowledge it, and leave."""
+        self._stopping.set()
+        self._consumer.wake()
+
+    def why_not_ready(self) -> str:
+        """Return why no orders are settled now; empty if they are."""
+        if self._paused:
+            return "The database is away; nothing is consumed meanwhile."
+        return "" if self._consumer.ready else "No broker is connected."
+
+    async def run(self) -> None:
+        """Work until told to stop."""
+        self._hints.start()
+        wait = FIRST_WAIT_SECONDS
+        while not self._stopping.is_set():
+            try:
+                await self._connect()
+                self._pause(False)
+                self._consumer.start()
+                while not self._stopping.is_set():
+                    if batch := await self._consumer.batch():
+                        await self._work(batch)
+                        wait = FIRST_WAIT_SECONDS
+            except (psycopg.Error, SettingsError) as error:
+                _LOG.error("The database is away, nothing is consumed until it is back: %r", error)
+                self._pause(True)
+            # What is not settled goes back to its queue, once, and not again and again while it cannot be settled.
+            await self._consumer.stop()
+            await self._sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+        await self._disconnect()
+        await self._hints.stop()
+
+    async def _work(self, batch: Sequence[Delivery]) -> None:
+        dead: dict[int, Delivery] = {}
+        orders: dict[bytes, tuple[OrderMessage, Delivery]] = {}
+        for delivery in batch:
+            try:
+                message = parse(delivery.body)
+            except DeadLetterError as error:
+                self._bury(delivery, dead, error)
+            else:
+                orders.setdefault(message.id.bytes[:CONTENT_BYTES], (message, delivery))
+        with metrics.BATCH_SECONDS.time():
+            decided = await self._hold([*orders.values()], dead)
+        self._consumer.finish(batch, dead.values())
+        self._count(decided, duplicates=len(batch) - len(dead) - len(decided), batch=len(batch))
+        await self._hints.remember({order_hint(order.id): _ENCODER.encode(order) for order in decided})
+
+    async def _hold(self, orders: Sequence[tuple[OrderMessage, Delivery]], dead: dict[int, Delivery]) -> list[Order]:
+        """Settle, over connections that break, for as long as a batch may be held."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + HOLD_SECONDS
+        while True:
+            try:
+                connection = await self._connect()
+                return await self._settle(connection, orders, dead)
+            except psycopg.Error:
+                if loop.time() > give_up_at or self._stopping.is_set():
+                    raise
+                await self._disconnect()
+                await self._sleep(FIRST_WAIT_SECONDS)
+
+    async def _settle(
+        self, connection: AsyncConnection, orders: Sequence[tuple[OrderMessage, Delivery]], dead: dict[int, Delivery]
+    ) -> list[Order]:
+        if not orders:
+            return []
+        try:
+            with deadline(connection, SETTLE_SECONDS):
+                return await settle(connection, [message for message, _ in orders])
+        except _TRY_AGAIN:
+            return await self._settle(connection, orders, dead)
+        except _ORDERS_FAULT as error:
+            if len(orders) == 1:
+                self._bury(orders[0][1], dead, error)
+                return []
+            decided: list[Order] = []
+            for order in orders:  # to find the one
+                decided += await self._settle(connection, [order], dead)
+            return decided
+
+    @staticmethod
+    def _bury(delivery: Delivery, dead: dict[int, Delivery], error: Exception) -> None:
+        _LOG.error("A message goes to the dead letters: %s", error)
+        dead[delivery.tag] = delivery
+
+    @staticmethod
+    def _count(decided: Sequence[Order], *, duplicates: int, batch: int) -> None:
+        now = datetime.now(UTC)
+        metrics.BATCH_ORDERS.observe(batch)
+        metrics.SETTLED.labels("known before").inc(duplicates)
+        metrics.SETTLED.labels("dead letter").inc(batch - duplicates - len(decided))
+        for order in decided:
+            metrics.SETTLED.labels(order.refusal or order.state).inc()
+            if order.accepted_at:
+                metrics.SETTLEMENT_LAG.observe((now - order.accepted_at).total_seconds())
+
+    async def _connect(self) -> AsyncConnection:
+        """Return a connection by which orders can be settled.
+
+        Raises:
+            psycopg.Error: there is none now.
+        """
+        if self._connection is None or self._connection.closed:
+            connection = await AsyncConnection.connect(
+                self._settings.conninfo(self._settings.database_url), autocommit=True, prepare_threshold=None
+            )
+            try:
+                with deadline(connection, SETTLE_SECONDS):
+                    await probe(connection)
+            except psycopg.Error:
+                await connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection:
+            await connection.close()
+
+    async def _sleep(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+    def _pause(self, paused: bool) -> None:
+        self._paused = paused
+        metrics.WORKER_PAUSED.set(paused)
+
+
+async def work(settings: Settings) -> None:
+    """Settle orders until SIGTERM."""
+    worker = Worker(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.stop)
+    server = await start_server(settings.worker_port, worker.why_not_ready)
+    try:
+        await worker.run()
+    finally:
+        server.close()
