@@ -51,8 +51,10 @@ pushed:
   type: list
 """
 
-MANIFESTS = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, " \
+MANIFESTS = (
+    "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, "
     "application/vnd.docker.distribution.manifest.v2+json"
+)
 PATIENCE_SECONDS = 20
 
 
@@ -66,7 +68,7 @@ def make_certificate(authority: str, folder: str) -> None:
     if not isinstance(issuer_key, ec.EllipticCurvePrivateKey):
         raise TypeError("ca.key is not an elliptic-curve key")
     key = ec.generate_private_key(ec.SECP256R1())
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     subject = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Freehold"),
@@ -139,7 +141,9 @@ def push(module: AnsibleModule, folder: str, image: dict[str, str]) -> None:
     if done.returncode != 0:
         module.fail_json(msg=f"{name} was not pushed to {registry}: {done.stderr.strip()}")
     if not holds(registry, folder, name, digest):
-        module.fail_json(msg=f"{image['archive']} is not {name}@{digest}: the registry has another digest after the push")
+        module.fail_json(
+            msg=f"{image['archive']} is not {name}@{digest}: the registry has another digest after the push"
+        )
 
 
 def main() -> None:
@@ -155,7 +159,9 @@ def main() -> None:
         module.fail_json(msg=missing_required_lib("cryptography"))
     pushed = []
     if module.check_mode and not os.path.exists(os.path.join(module.params["authority"], "ca.key")):
-        module.exit_json(changed=True, pushed=[f"{image['name']}@{image['digest']}" for image in module.params["images"]])
+        module.exit_json(
+            changed=True, pushed=[f"{image['name']}@{image['digest']}" for image in module.params["images"]]
+        )
     with tempfile.TemporaryDirectory() as folder:
         make_certificate(module.params["authority"], folder)
         for image in module.params["images"]:

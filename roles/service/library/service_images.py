@@ -1,0 +1,118 @@
+#!/usr/bin/python
+"""Read or write the record of the image that each service runs."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.service_record import ARGUMENTS, Record, RecordUnreachableError
+
+DOCUMENTATION = r"""
+module: service_images
+short_description: Read or write the record of the image that each service runs
+description:
+  - C(read) returns the recorded image of each service. One without a record has the image that the inventory gives it first.
+    Without an etcd that answers, it is the image that this host is configured with.
+  - C(written) records the images that are given, and the change in each service's history.
+options:
+  state: {type: str, choices: [read, written], default: read}
+  services:
+    description: Services, each with C(name) and C(image).
+    type: list
+    elements: dict
+    required: true
+  record:
+    description: How to reach etcd.
+    type: dict
+    required: true
+    suboptions:
+      endpoints: {description: ADDRESS:PORT of each member., type: list, elements: str, required: true}
+      user: {type: str, required: true}
+      password: {type: str, required: true}
+      ca_file: {type: path, required: true}
+      certificate: {type: path, required: true}
+      key: {type: path, required: true}
+"""
+
+RETURN = r"""
+images: {description: Image of each service by name., type: dict, returned: always}
+unrecorded: {description: Services that no record names yet., type: list, returned: always}
+reachable: {description: Whether etcd answered., type: bool, returned: always}
+"""
+
+QUADLET = "/etc/containers/systemd/freehold/svc-{name}@.container"
+
+
+def configured(name: str) -> str:
+    """Return the image that this host is configured with, empty where there is none."""
+    path = QUADLET.format(name=name)
+    if not os.path.exists(path):
+        return ""
+    with open(path, encoding="utf-8") as file:
+        found = re.search(r"^Image=[^/]+/(.+)$", file.read(), re.MULTILINE)
+    return found.group(1) if found else ""
+
+
+def read(module: AnsibleModule) -> None:
+    """Find each service's image, or say of which none is known."""
+    services: list[dict[str, Any]] = module.params["services"]
+    record = Record(module.params["record"])
+    images, unrecorded, reachable, why = {}, [], True, ""
+    for service in services:
+        name = service["name"]
+        if reachable:
+            try:
+                images[name] = record.image(name)
+            except RecordUnreachableError as error:
+                reachable, why = False, str(error)
+        if not reachable:
+            images[name] = configured(name)
+            if not images[name] and not module.check_mode:
+                module.fail_json(
+                    msg=f"etcd does not say which image {name} runs, and this host has never run it: {why}"
+                )
+        if not images[name]:
+            unrecorded.append(name)
+            images[name] = service["image"]
+        if not images[name] and not module.check_mode:
+            module.fail_json(
+                msg=f"services: {name} has no image: none is recorded and the inventory gives none. "
+                "Set `image` to REPOSITORY@sha256:DIGEST; in the lab `make up` builds it."
+            )
+    if not reachable:
+        module.warn(f"etcd does not answer, so services keep the images that this host has: {why}")
+    module.exit_json(changed=False, images=images, unrecorded=unrecorded, reachable=reachable)
+
+
+def write(module: AnsibleModule) -> None:
+    """Record what is given."""
+    record = Record(module.params["record"])
+    images = {service["name"]: service["image"] for service in module.params["services"]}
+    try:
+        if module.check_mode:
+            changed = any(record.image(name) != image for name, image in images.items())
+        else:
+            changed = bool([name for name, image in images.items() if record.write(name, image)])
+    except RecordUnreachableError as error:
+        module.fail_json(msg=f"the images {images} were not recorded, etcd does not answer: {error}")
+    module.exit_json(changed=changed, images=images, unrecorded=[], reachable=True)
+
+
+def main() -> None:
+    """Run the module."""
+    specification: dict[str, Any] = {
+        "state": {"type": "str", "choices": ["read", "written"], "default": "read"},
+        "services": {"type": "list", "elements": "dict", "required": True},
+        "record": ARGUMENTS,
+    }
+    module = AnsibleModule(argument_spec=specification, supports_check_mode=True)
+    if module.params["state"] == "read":
+        read(module)
+    write(module)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+#!/usr/bin/python
+"""Run the replicas of this host's services: start what is missing, or roll what runs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.service_host import FailedError, HostProxy, Service, Units, wait_ready
+from ansible.module_utils.service_record import ARGUMENTS, Record, RecordUnreachableError
+
+DOCUMENTATION = r"""
+module: service_replicas
+short_description: Run the replicas of this host's services
+description:
+  - C(running) starts replicas that are missing, stops those that are too many or whose service is gone, and waits until all that
+    it started are ready. It leaves running ones alone, and names the services whose replicas run with older files than the
+    host has now. A service that has no record yet is prepared by its one-off container before its first replica, and
+    recorded when it is ready.
+  - C(rolled) replaces those older replicas one by one, and returns when the last is ready. Where a service has a single replica
+    on the host, the host first tells the edges to go elsewhere, then finishes its requests.
+  - C(prepared) runs the one-off containers.
+  - C(pulled) gets the images.
+options:
+  state: {type: str, choices: [running, rolled, prepared, pulled], required: true}
+  services:
+    description: Services of this host, each with all its keys, and C(gateway), the address of its network's gateway.
+    type: list
+    elements: dict
+    required: true
+  images: {description: Image of each service by name., type: dict, required: true}
+  unrecorded: {description: Services that have no record., type: list, elements: str, default: []}
+  platform:
+    description: What this host gives to every service.
+    type: dict
+    required: true
+    suboptions:
+      registry: {description: What an image's full name begins with., type: str, required: true}
+      record: {description: How to reach etcd., type: dict, required: true}
+      socket: {description: Runtime socket of the host proxy., type: path, required: true}
+      ready_seconds: {type: int, required: true}
+      announce_seconds: {type: int, required: true}
+"""
+
+RETURN = r"""
+did: {description: What was changed, as words., returned: always, type: list}
+stale: {description: Services whose replicas run with older files., returned: always, type: list}
+"""
+
+
+class Host:
+    """The services of one host."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        params, platform = module.params, module.params["platform"]
+        self._module = module
+        self._units = Units(module.run_command)
+        self._proxy = HostProxy(platform["socket"])
+        self._ready_seconds: int = platform["ready_seconds"]
+        self._announce_seconds: int = platform["announce_seconds"]
+        self._unrecorded: list[str] = params["unrecorded"]
+        self._services = [
+            Service(
+                name=service["name"],
+                kind=service["kind"],
+                network=service["gateway"].rpartition(".")[0],
+                replicas=int(service["replicas"]),
+                port=int(service["port"]),
+                health=service["health"],
+                drain_seconds=int(service["drain_seconds"]),
+                image=f"{platform['registry']}/{params['images'][service['name']]}",
+                pre_deploy=bool(service["pre_deploy"]),
+            )
+            for service in params["services"]
+        ]
+        self.did: list[str] = []
+        self.stale: list[str] = []
+
+    def run(self, state: str) -> None:
+        """Bring the host to a state; in check mode only say what would be done."""
+        if state == "pulled":
+            self._pull()
+        elif state == "prepared":
+            self._pull()
+            self._prepare([service for service in self._services if service.pre_deploy])
+        elif state == "rolled":
+            self._pull()
+            for service in self._services:
+                self._roll(service)
+        else:
+            self._run()
+
+    def _do(self, what: str) -> bool:
+        """Note what is done; say whether to really do it."""
+        self.did.append(what)
+        return not self._module.check_mode
+
+    def _pull(self) -> None:
+        for image in dict.fromkeys(service.image for service in self._services if service.replicas):
+            if not self._units.has_image(image) and self._do(f"pulled {image}"):
+                self._units.pull(image)
+
+    def _prepare(self, services: list[Service]) -> None:
+        for service in services:
+            if self._do(f"ran {service.one_off}"):
+                self._units.start(service.one_off)
+
+    def _run(self) -> None:
+        started = self._units.started()
+        wanted = {service.unit(r): (service, r) for service in self._services for r in range(1, service.replicas + 1)}
+        missing = [unit for unit in wanted if unit not in started]
+        surplus = [unit for unit in started if unit not in wanted]
+        self.stale = [
+            service.name
+            for service in self._services
+            if any(started[unit] < service.changed_at() for unit in self._active(service, started))
+        ]
+        if missing and not self._module.check_mode:
+            self._pull()
+        first = [service for service in self._services if service.name in self._unrecorded]
+        self._prepare([service for service in first if service.pre_deploy])
+        if surplus and self._do(f"stopped {', '.join(surplus)}"):
+            self._retire(surplus)
+        if missing and self._do(f"started {', '.join(missing)}"):
+            self._units.start(*missing)
+            for unit in missing:
+                service, replica = wanted[unit]
+                wait_ready(self._units, self._proxy, service, replica, self._ready_seconds)
+        self._take_requests()
+        if first and self._do(f"recorded {', '.join(service.name for service in first)}"):
+            record = Record(self._module.params["platform"]["record"])
+            for service in first:
+                record.write_first(service.name, self._module.params["images"][service.name])
+
+    @staticmethod
+    def _active(service: Service, started: dict[str, float]) -> list[str]:
+        return [unit for unit in (service.unit(r) for r in range(1, service.replicas + 1)) if unit in started]
+
+    def _retire(self, units: list[str]) -> None:
+        """Stop replicas that are too many, after their last request."""
+        for service in self._services:
+            if service.is_web:
+                replicas = [r for r in self._proxy.servers(service) if service.unit(r) in units]
+                for replica in replicas:
+                    self._proxy.drain(service, replica)
+                self._proxy.wait_idle(service, replicas, service.drain_seconds)
+        self._units.stop(*units)
+
+    def _take_requests(self) -> None:
+        """End what an interrupted roll left drained."""
+        for service in self._services:
+            if not service.is_web or (self._module.check_mode and self.did):
+                continue
+            for replica, server in self._proxy.servers(service).items():
+                held = server["status"].startswith(("DRAIN", "MAINT"))
+                if held and replica <= service.replicas and self._do(f"undrained {service.name} {replica}"):
+                    self._proxy.undrain(service, replica)
+            if self._proxy.is_announced(service) and self._do(f"undrained {service.name}"):
+                self._proxy.withdraw(service)
+
+    def _roll(self, service: Service) -> None:
+        started = self._units.started()
+        old = [r for r in range(1, service.replicas + 1) if started.get(service.unit(r), 0) < service.changed_at()]
+        if not old or not self._do(f"rolled {', '.join(service.unit(r) for r in old)}"):
+            return
+        alone = service.is_web and len(self._active(service, started)) <= 1
+        if alone:
+            self._proxy.announce(service)
+            time.sleep(self._announce_seconds)
+        for replica in old:
+            if service.is_web:
+                self._proxy.drain(service, replica)
+                self._proxy.wait_idle(service, [replica], service.drain_seconds)
+            self._units.stop(service.unit(replica))
+            self._units.start(service.unit(replica))
+            wait_ready(self._units, self._proxy, service, replica, self._ready_seconds)
+            if service.is_web:
+                self._proxy.undrain(service, replica)
+        if service.is_web:
+            self._proxy.withdraw(service)
+
+
+def main() -> None:
+    """Run the module."""
+    specification: dict[str, Any] = {
+        "state": {"type": "str", "choices": ["running", "rolled", "prepared", "pulled"], "required": True},
+        "services": {"type": "list", "elements": "dict", "required": True},
+        "images": {"type": "dict", "required": True},
+        "unrecorded": {"type": "list", "elements": "str", "default": []},
+        "platform": {
+            "type": "dict",
+            "required": True,
+            "options": {
+                "registry": {"type": "str", "required": True},
+                "record": ARGUMENTS,
+                "socket": {"type": "path", "required": True},
+                "ready_seconds": {"type": "int", "required": True},
+                "announce_seconds": {"type": "int", "required": True},
+            },
+        },
+    }
+    module = AnsibleModule(argument_spec=specification, supports_check_mode=True)
+    host = Host(module)
+    try:
+        host.run(module.params["state"])
+    except FailedError as error:
+        module.fail_json(msg=str(error), did=host.did)
+    except RecordUnreachableError as error:
+        module.fail_json(msg=f"the images were not recorded, etcd does not answer: {error}", did=host.did)
+    module.exit_json(changed=bool(host.did or host.stale), did=host.did, stale=host.stale)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Units and host proxy of one host, as the replicas' module sees them."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import http.client
+import io
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+QUADLETS = "/etc/containers/systemd/freehold"
+HOME = "/etc/freehold/services"
+# The host proxy asks replicas that it knows to be down once a second.
+POLL_SECONDS = 0.2
+HEALTH_TIMEOUT_SECONDS = 2
+
+
+class FailedError(Exception):
+    """What went wrong, in words for the operator."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a host must know of a service to run it."""
+
+    name: str
+    kind: str
+    network: str
+    replicas: int
+    port: int
+    health: str
+    drain_seconds: int
+    image: str
+    pre_deploy: bool
+
+    @property
+    def is_web(self) -> bool:
+        """Whether the host proxy gives it requests."""
+        return self.kind == "web"
+
+    @property
+    def backend(self) -> str:
+        """Name of its backend in the host proxy."""
+        return f"service-{self.name}"
+
+    @property
+    def one_off(self) -> str:
+        """Unit of its one-off container."""
+        return f"svc-{self.name}-pre-deploy.service"
+
+    def unit(self, replica: int) -> str:
+        """Return the unit of a replica."""
+        return f"svc-{self.name}@{replica}.service"
+
+    def address(self, replica: int) -> str:
+        """Return the address of a replica."""
+        return f"{self.network}.{10 + replica}"
+
+    def changed_at(self) -> float:
+        """Return when the files that a replica starts with were last written."""
+        files = [
+            f"{QUADLETS}/svc-{self.name}.network",
+            f"{QUADLETS}/svc-{self.name}@.container",
+            f"{HOME}/{self.name}/settings.env",
+            *glob.glob(f"{HOME}/{self.name}/secrets/*"),
+        ]
+        return max((os.stat(path).st_mtime for path in files if os.path.exists(path)), default=0)
+
+
+class Units:
+    """systemd, and Podman where images are concerned."""
+
+    def __init__(self, run: Callable[..., tuple[int, str, str]]) -> None:
+        self._run = run
+
+    def started(self) -> dict[str, float]:
+        """Return when each active unit of a replica was started."""
+        code, out, err = self._run(
+            ["systemctl", "show", "--property=Id,ActiveState,InactiveExitTimestampMonotonic", "svc-*@*.service"]
+        )
+        if code != 0:
+            raise FailedError(f"systemctl show: {err.strip()}")
+        booted = time.time() - time.monotonic()
+        units = [
+            dict(line.split("=", 1) for line in block.splitlines()) for block in out.strip().split("\n\n") if block
+        ]
+        return {
+            unit["Id"]: booted + int(unit["InactiveExitTimestampMonotonic"]) / 1e6
+            for unit in units
+            if unit["ActiveState"] == "active"
+        }
+
+    def start(self, *units: str) -> None:
+        """Start units, side by side, and return when all run or one failed."""
+        self._run(["systemctl", "reset-failed", *units])
+        code, _, err = self._run(["systemctl", "start", *units])
+        if code != 0:
+            raise FailedError(f"{err.strip()}\n{self.journal(*units)}")
+
+    def stop(self, *units: str) -> None:
+        """Stop units; each container has its time to finish."""
+        code, _, err = self._run(["systemctl", "stop", *units])
+        if code != 0:
+            raise FailedError(err.strip())
+
+    def journal(self, *units: str) -> str:
+        """Return the last words of units."""
+        selection = [f"--unit={unit}" for unit in units]
+        _, out, _ = self._run(["journalctl", "--no-pager", "--output=cat", "--lines=20", *selection])
+        return out.strip()
+
+    def has_image(self, image: str) -> bool:
+        """Return whether this host has an image already."""
+        return self._run(["podman", "image", "exists", image])[0] == 0
+
+    def pull(self, image: str) -> None:
+        """Get an image from the registries."""
+        code, _, err = self._run(["podman", "pull", "--quiet", image])
+        if code != 0:
+            raise FailedError(f"{image} was not pulled: {err.strip()}")
+
+
+class HostProxy:
+    """The runtime socket of this host's HAProxy."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def _ask(self, command: str) -> str:
+        with closing(socket.socket(socket.AF_UNIX)) as line:
+            line.settimeout(5)
+            try:
+                line.connect(self._path)
+                line.sendall(f"{command}\n".encode())
+                answer = b"".join(iter(lambda: line.recv(65536), b"")).decode()
+            except OSError as error:
+                raise FailedError(f"the host proxy does not answer at {self._path}: {error}") from error
+        return answer.strip()
+
+    def _tell(self, command: str) -> None:
+        answer = self._ask(command)
+        if answer:
+            raise FailedError(f"the host proxy refuses `{command}`: {answer}")
+
+    def servers(self, service: Service) -> dict[int, dict[str, str]]:
+        """Return the statistics of a service's replicas."""
+        rows = csv.DictReader(io.StringIO(self._ask("show stat").removeprefix("# ")))
+        return {
+            int(row["svname"][1:]): row
+            for row in rows
+            if row["pxname"] == service.backend and row["svname"].startswith("r")
+        }
+
+    def announce(self, service: Service) -> None:
+        """Tell the edges, which ask, that this host is about to be drained."""
+        self._tell(f"add map virt@draining {service.name} 1")
+
+    def withdraw(self, service: Service) -> None:
+        """Tell the edges that this host takes requests again."""
+        known = (line.split()[1:2] for line in self._ask("show map virt@draining").splitlines())
+        if [service.name] in known:
+            self._tell(f"del map virt@draining {service.name}")
+
+    def drain(self, service: Service, replica: int) -> None:
+        """Give a replica no more requests."""
+        self._tell(f"set server {service.backend}/r{replica} state drain")
+
+    def undrain(self, service: Service, replica: int) -> None:
+        """Give a replica requests as soon as it is healthy."""
+        self._tell(f"set server {service.backend}/r{replica} state ready")
+
+    def is_announced(self, service: Service) -> bool:
+        """Return whether this host says that it is being drained."""
+        return any(line.split()[1:2] == [service.name] for line in self._ask("show map virt@draining").splitlines())
+
+    def wait_idle(self, service: Service, replicas: list[int], seconds: float) -> None:
+        """Return when the replicas have no request, or when the time is over."""
+        give_up = time.monotonic() + seconds
+        while time.monotonic() < give_up:
+            servers = self.servers(service)
+            if all(int(servers[replica]["scur"]) == 0 for replica in replicas if replica in servers):
+                return
+            time.sleep(POLL_SECONDS)
+
+
+def is_ready(service: Service, replica: int) -> str:
+    """Return why a replica is not ready, empty if it is."""
+    address = service.address(replica)
+    try:
+        with closing(http.client.HTTPConnection(address, service.port, timeout=HEALTH_TIMEOUT_SECONDS)) as line:
+            line.request("GET", service.health, headers={"Host": service.name})
+            answer = line.getresponse()
+            body = answer.read(500).decode(errors="replace").strip()
+    except (OSError, http.client.HTTPException) as error:
+        return f"{address}:{service.port}{service.health}: {error}"
+    return "" if answer.status == http.client.OK else f"{service.health} answers {answer.status} {body}"
+
+
+def wait_ready(units: Units, proxy: HostProxy, service: Service, replica: int, seconds: float) -> None:
+    """Return when a replica is ready and, for a web service, the host proxy knows; raise FailedError after the time."""
+    give_up = time.monotonic() + seconds
+    while True:
+        problem = is_ready(service, replica)
+        if not problem and service.is_web:
+            server = proxy.servers(service).get(replica)
+            if server is None:
+                raise FailedError(f"the host proxy has no place for replica {replica} of {service.name}")
+            if not server["status"].startswith(("UP", "DRAIN")) or not server["check_status"].startswith("L7OK"):
+                problem = f"the host proxy sees replica {replica} as {server['status']} ({server['check_status']})"
+        if not problem:
+            return
+        if time.monotonic() > give_up:
+            raise FailedError(
+                f"{service.unit(replica)} is not ready after {seconds} s: {problem}\n{units.journal(service.unit(replica))}"
+            )
+        time.sleep(POLL_SECONDS)
