@@ -1,0 +1,377 @@
+"""The real servers, started for a run of the tests: PostgreSQL behind PgBouncer, a Valkey cluster, three RabbitMQ brokers.
+
+All of them speak TLS, with accounts that may do no more than in production.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pika
+import psycopg
+
+POSTGRES_BIN = Path("/usr/lib/postgresql/17/bin")
+RABBITMQ = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+PASSWORD = "a password of the tests"  # noqa: S105
+START_SECONDS = 90.0
+QUEUES = ("intake-1", "intake-2", "intake-3")
+DEAD_QUEUE = "intake-dead"
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = START_SECONDS) -> None:
+    """Return once the condition holds; fail after some seconds, naming what did not come."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError(f"{what}: not within {seconds} s")
+        time.sleep(0.02)
+
+
+def listens(port: int) -> bool:
+    """Return whether something takes connections on a port."""
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Process:
+    """A program that runs until it is stopped, its output in a file."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.name = name
+        self.log = folder / f"{name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def spawn(self, command: Sequence[str], environment: Mapping[str, str] = {}, user: str = "") -> None:
+        """Start the program."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                user=user or None,
+                group=user or None,
+                extra_groups=[] if user else None,
+                start_new_session=True,
+            )
+
+    @property
+    def running(self) -> bool:
+        """Whether the program runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the program and its children."""
+        if self.process is not None and self.running:
+            os.killpg(self.process.pid, number)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 20.0) -> int:
+        """End the program, and return its exit status."""
+        if self.process is None:
+            return 0
+        self.send(number)
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.send(signal.SIGKILL)
+            self.process.wait()
+            raise
+
+    def tail(self) -> str:
+        """Return the end of the output."""
+        return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
+
+
+class Certificates:
+    """A CA and one certificate, for all servers."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.ca, self.key, self.certificate = folder / "ca.crt", folder / "server.key", folder / "server.crt"
+        names = folder / "names"
+        names.write_text("subjectAltName=DNS:postgres.freehold.internal,DNS:localhost,IP:127.0.0.1\n")
+        ca_key, request = folder / "ca.key", folder / "server.csr"
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+        for command in (
+            ("req", "-x509", *key, "-keyout", str(ca_key), "-out", str(self.ca), "-subj", "/CN=Test CA", "-days", "2"),
+            ("req", *key, "-keyout", str(self.key), "-out", str(request), "-subj", "/CN=server"),
+            (
+                *("x509", "-req", "-in", str(request), "-CA", str(self.ca), "-CAkey", str(ca_key), "-days", "2"),
+                *("-CAcreateserial", "-extfile", str(names), "-out", str(self.certificate)),
+            ),
+        ):
+            subprocess.run(["openssl", *command], check=True, capture_output=True)
+        for path in (self.key, self.certificate, self.ca):
+            path.chmod(0o644)
+
+    def context(self) -> ssl.SSLContext:
+        """Return the context of a client that trusts this CA only."""
+        return ssl.create_default_context(cafile=str(self.ca))
+
+
+class Postgres(Process):
+    """PostgreSQL on 5432 with a PgBouncer in transaction mode before it on 6432."""
+
+    port, pooler_port = 5432, 6432
+
+    def __init__(self, folder: Path, certificates: Certificates) -> None:
+        folder.mkdir()
+        shutil.chown(folder, "postgres", "postgres")
+        super().__init__(folder, "postgres")
+        self._data = folder / "data"
+        self._certificates = certificates
+        self.pooler = Process(folder, "pgbouncer")
+
+    def create(self) -> None:
+        """Make the cluster, start both, and make roles and database as the platform does."""
+        initdb = [str(POSTGRES_BIN / "initdb"), "-D", str(self._data), "-A", "trust", "-E", "UTF8", "--no-sync"]
+        subprocess.run(initdb, check=True, capture_output=True, user="postgres", group="postgres", extra_groups=[])
+        key = self.folder / "server.key"
+        shutil.copy(self._certificates.key, key)
+        shutil.chown(key, "postgres", "postgres")
+        key.chmod(0o600)
+        (self._data / "postgresql.auto.conf").write_text(
+            f"listen_addresses = '127.0.0.1'\nunix_socket_directories = '{self.folder}'\nssl = on\n"
+            f"ssl_key_file = '{key}'\nssl_cert_file = '{self._certificates.certificate}'\nfsync = off\n"
+        )
+        self.start()
+        with self.admin("postgres") as connection:
+            for role in ("orders_owner", "orders"):
+                connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
+            connection.execute("CREATE DATABASE orders OWNER orders_owner")
+        (self._data / "pg_hba.conf").write_text(
+            "local all postgres trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n"
+        )
+        with self.admin("postgres") as connection:
+            connection.execute("SELECT pg_reload_conf()")
+        users = self.folder / "userlist.txt"
+        users.write_text("".join(f'"{role}" "{PASSWORD}"\n' for role in ("orders_owner", "orders")))
+        configuration = self.folder / "pgbouncer.ini"
+        configuration.write_text(
+            f"[databases]\n* = host=127.0.0.1 port={self.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+            f"listen_port = {self.pooler_port}\nauth_type = scram-sha-256\nauth_file = {users}\npool_mode = transaction\n"
+            f"client_tls_sslmode = require\nclient_tls_key_file = {key}\nserver_tls_sslmode = require\n"
+            f"client_tls_cert_file = {self._certificates.certificate}\nserver_login_retry = 1\nmax_client_conn = 300\n"
+            f"server_connect_timeout = 2\nunix_socket_dir =\nlog_connections = 0\nlog_disconnections = 0\n"
+        )
+        self.pooler.spawn(["/usr/sbin/pgbouncer", str(configuration)], user="postgres")
+        wait_until(lambda: listens(self.pooler_port), "PgBouncer")
+
+    def start(self) -> None:
+        """Start PostgreSQL and wait until it answers."""
+        self.spawn([str(POSTGRES_BIN / "postgres"), "-D", str(self._data)], user="postgres")
+        wait_until(self._answers, "PostgreSQL")
+
+    def _answers(self) -> bool:
+        try:
+            self.admin("postgres").close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def admin(self, database: str = "orders") -> psycopg.Connection:
+        """Connect as the superuser, past the pooler."""
+        conninfo = f"host={self.folder} port={self.port} user=postgres dbname={database}"
+        return psycopg.connect(conninfo, autocommit=True)
+
+    def url(self, port: int = pooler_port) -> str:
+        """Return what a service gets: by name and by address, verified."""
+        return (
+            f"postgresql://orders@postgres.freehold.internal:{port}/orders?hostaddr=127.0.0.1"
+            f"&sslmode=verify-full&sslrootcert={self._certificates.ca}"
+        )
+
+    def remove(self) -> None:
+        """Stop both."""
+        self.pooler.stop()
+        self.stop(signal.SIGINT)
+
+
+class Valkey:
+    """A cluster of three primaries, with the account of the service."""
+
+    ports = (7100, 7101, 7102)
+
+    def __init__(self, folder: Path, certificates: Certificates) -> None:
+        folder.mkdir()
+        self.nodes = [Process(folder, f"valkey-{port}") for port in self.ports]
+        self._folder = folder
+        self._certificates = certificates
+
+    @property
+    def addresses(self) -> str:
+        """The setting of the service."""
+        return ",".join(f"127.0.0.1:{port}" for port in self.ports)
+
+    def start(self) -> None:
+        """Start the nodes."""
+        c = self._certificates
+        for node, port in zip(self.nodes, self.ports, strict=True):
+            data = self._folder / str(port)
+            data.mkdir(exist_ok=True)
+            configuration = self._folder / f"{port}.conf"
+            configuration.write_text(
+                f"port 0\ntls-port {port}\nbind 127.0.0.1\ndir {data}\ncluster-enabled yes\ntls-cluster yes\n"
+                f"tls-replication yes\ntls-cert-file {c.certificate}\ntls-key-file {c.key}\ntls-ca-cert-file {c.ca}\n"
+                f'tls-auth-clients no\ncluster-node-timeout 2000\nsave ""\ncluster-require-full-coverage no\n'
+                f'user orders on ">{PASSWORD}" ~orders:* resetchannels -@all +@connection +@read +@write +command'
+                " +cluster|slots +cluster|shards -@dangerous\n"
+            )
+            node.spawn(["/usr/bin/valkey-server", str(configuration)])
+
+    def create(self) -> None:
+        """Start the nodes and form the cluster."""
+        self.start()
+        for port in self.ports:
+            wait_until(lambda port=port: listens(port), f"Valkey on {port}")
+        nodes = [f"127.0.0.1:{port}" for port in self.ports]
+        self.cli(self.ports[0], "--cluster", "create", *nodes, "--cluster-yes")
+        wait_until(lambda: "cluster_state:ok" in self.cli(self.ports[2], "cluster", "info"), "the Valkey cluster")
+
+    def cli(self, port: int, *arguments: str) -> str:
+        """Return what valkey-cli says."""
+        command = ["valkey-cli", "-p", str(port), "--tls", "--cacert", str(self._certificates.ca), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to every node."""
+        for node in self.nodes:
+            node.send(number)
+
+    def remove(self) -> None:
+        """Stop every node."""
+        for node in self.nodes:
+            node.stop(signal.SIGKILL)
+
+
+class RabbitMQ:
+    """Three brokers in one cluster; each leads one of the intake's queues."""
+
+    ports = (5671, 5672, 5673)
+
+    def __init__(self, folder: Path, certificates: Certificates) -> None:
+        folder.mkdir()
+        self.brokers = [Process(folder, f"rabbit{number}") for number in (1, 2, 3)]
+        self._folder = folder
+        self._certificates = certificates
+
+    @property
+    def addresses(self) -> str:
+        """The setting of the service."""
+        return ",".join(f"127.0.0.1:{port}" for port in self.ports)
+
+    def _start(self, number: int) -> None:
+        c = self._certificates
+        data = self._folder / str(number)
+        data.mkdir(exist_ok=True)
+        nodes = "".join(f"cluster_formation.classic_config.nodes.{n} = rabbit{n}@localhost\n" for n in (1, 2, 3))
+        configuration = self._folder / f"{number}.conf"
+        configuration.write_text(
+            f"listeners.tcp = none\nlisteners.ssl.1 = 127.0.0.1:{self.ports[number - 1]}\n"
+            f"ssl_options.cacertfile = {c.ca}\nssl_options.certfile = {c.certificate}\nssl_options.keyfile = {c.key}\n"
+            f"ssl_options.verify = verify_none\ncluster_formation.peer_discovery_backend = classic_config\n{nodes}"
+            "cluster_partition_handling = pause_minority\nnet_ticktime = 10\nlog.console = true\nlog.file = false\n"
+            "log.console.level = info\ndisk_free_limit.absolute = 50MB\nvm_memory_high_watermark.absolute = 512MB\n"
+        )
+        self.brokers[number - 1].spawn(
+            [RABBITMQ],
+            {
+                "HOME": str(self._folder),
+                "RABBITMQ_NODENAME": f"rabbit{number}@localhost",
+                "RABBITMQ_CONFIG_FILE": str(configuration),
+                "RABBITMQ_MNESIA_BASE": str(data),
+                "RABBITMQ_LOG_BASE": str(data),
+                "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._folder / "plugins"),
+                "RABBITMQ_DIST_PORT": str(25671 + number),
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none",
+            },
+        )
+
+    def create(self) -> None:
+        """Start the brokers, and make account, queues and dead letters as the platform does."""
+        (self._folder / "plugins").write_text("[].\n")
+        cookie = self._folder / ".erlang.cookie"
+        cookie.write_text("cookieofthetests")
+        cookie.chmod(0o400)
+        for number in (1, 2, 3):
+            self._start(number)
+        for broker in self.brokers:
+            wait_until(
+                lambda broker=broker: b"Server startup complete" in broker.log.read_bytes() or not broker.running,
+                broker.name,
+            )
+            assert broker.running, broker.tail()
+        self.ctl("add_vhost", "orders")
+        self.ctl("add_user", "orders", PASSWORD)
+        self.ctl("set_permissions", "-p", "orders", "orders", "^$", "^amq\\.default$", "^intake-[123]$")
+        self.ctl("set_permissions", "-p", "orders", "guest", ".*", ".*", ".*")
+        for port, queue in zip(self.ports, QUEUES, strict=True):
+            with self.connect(port) as connection:
+                channel = connection.channel()
+                if queue == QUEUES[0]:
+                    channel.exchange_declare("dead-letters", "fanout", durable=True)
+                    channel.queue_declare(DEAD_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
+                    channel.queue_bind(DEAD_QUEUE, "dead-letters")
+                arguments = {
+                    "x-queue-type": "quorum",
+                    "x-quorum-initial-group-size": 3,
+                    "x-queue-leader-locator": "client-local",
+                    "x-delivery-limit": -1,
+                    "x-dead-letter-exchange": "dead-letters",
+                }
+                channel.queue_declare(queue, durable=True, arguments=arguments)
+
+    def ctl(self, *arguments: str) -> str:
+        """Return what rabbitmqctl says."""
+        environment = {**os.environ, "HOME": str(self._folder)}
+        command = ["/usr/lib/rabbitmq/bin/rabbitmqctl", "--quiet", "-n", "rabbit1@localhost", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+
+    def connect(self, port: int = 0) -> pika.BlockingConnection:
+        """Connect as an operator."""
+        return pika.BlockingConnection(
+            pika.ConnectionParameters(
+                "127.0.0.1",
+                port or self.ports[0],
+                "orders",
+                pika.PlainCredentials("guest", "guest"),
+                ssl_options=pika.SSLOptions(self._certificates.context(), "127.0.0.1"),
+            )
+        )
+
+    def depth(self, *queues: str) -> int:
+        """Return how many messages wait in queues, not counting those that a worker has now."""
+        with self.connect() as connection:
+            channel = connection.channel()
+            return sum(channel.queue_declare(queue, passive=True).method.message_count for queue in queues)
+
+    def publish(self, queue: str, *bodies: bytes) -> None:
+        """Put messages into a queue, confirmed."""
+        with self.connect() as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            for body in bodies:
+                channel.basic_publish("", queue, body, pika.BasicProperties(delivery_mode=2), mandatory=True)
+
+    def take(self, queue: str) -> list[bytes]:
+        """Take every message out of a queue."""
+        found = []
+        with self.connect() as connection:
+            channel = connection.channel()
+            while (message := channel.basic_get(queue, auto_ack=True))[0] is not None:
+                found.append(message[2])
+        return found
+
+    def remove(self) -> None:
+        """End every broker."""
+        for broker in self.brokers:
+            broker.send(signal.SIGCONT)
+            broker.stop(signal.SIGKILL)

@@ -1,0 +1,90 @@
+"""Migrations are applied once, in order, by one at a time."""
+
+import threading
+from pathlib import Path
+
+import psycopg
+import pytest
+from conftest import Platform
+
+from orders.migrations import MigrationError, apply, connect_as_owner, load
+from orders.settings import Settings
+
+
+@pytest.fixture
+def settings(platform: Platform) -> Settings:
+    return Settings.from_environment(platform.environment)
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"{name}.sql").write_text(text)
+    return folder
+
+
+def test_a_second_run_applies_nothing(platform: Platform) -> None:
+    assert platform.finish("migrate") == (0, "")
+
+
+def test_seeding_again_adds_only_what_is_new(platform: Platform) -> None:
+    assert platform.finish("seed", "--products", "100") == (0, "made 0 products\n")
+
+
+def test_many_at_once_apply_each_file_once(settings: Settings, tmp_path: Path) -> None:
+    folder = write(
+        tmp_path, **{"9001_once": "CREATE TABLE once (x int); SELECT pg_sleep(0.2)", "9002_then": "SELECT 1"}
+    )
+    applied: list[str] = []
+
+    def run() -> None:
+        with connect_as_owner(settings) as connection:
+            applied.extend(apply(connection, load(folder)))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert applied == ["9001_once.sql", "9002_then.sql"]
+
+
+def test_a_failing_file_leaves_nothing_of_its_run(settings: Settings, tmp_path: Path) -> None:
+    folder = write(tmp_path, **{"9011_good": "CREATE TABLE good (x int)", "9012_bad": "SELECT nothing"})
+    with connect_as_owner(settings) as connection:
+        with pytest.raises(psycopg.errors.UndefinedColumn):
+            apply(connection, load(folder))
+        row = connection.execute(
+            "SELECT to_regclass('good'), count(*) FROM schema_migration WHERE version > 9010"
+        ).fetchone()
+    assert row == (None, 0)
+
+
+def test_a_file_that_was_changed_after_it_was_applied_is_refused(settings: Settings, tmp_path: Path) -> None:
+    folder = write(tmp_path, **{"9021_changed": "SELECT 1"})
+    with connect_as_owner(settings) as connection:
+        apply(connection, load(folder))
+        write(tmp_path, **{"9021_changed": "SELECT 2"})
+        with pytest.raises(MigrationError, match="9021_changed.sql was changed"):
+            apply(connection, load(folder))
+
+
+@pytest.mark.parametrize("names", [["1_short"], ["0001_a", "0001_b"], []])
+def test_names_that_have_no_order_are_refused(tmp_path: Path, names: list[str]) -> None:
+    write(tmp_path, **dict.fromkeys(names, "SELECT 1"))
+    with pytest.raises(MigrationError):
+        load(tmp_path)
+
+
+def test_the_service_may_read_and_sell_and_no_more(platform: Platform) -> None:
+    conninfo = Settings.from_environment(platform.environment).conninfo(platform.postgres.url())
+    with psycopg.connect(conninfo, autocommit=True, prepare_threshold=None) as connection:
+        for statement in (
+            "UPDATE product SET price_cents = 1",
+            "DELETE FROM orders",
+            "UPDATE orders SET state = 'settled'",
+            "DELETE FROM order_line",
+            "CREATE TABLE mine (x int)",
+            "TRUNCATE stock",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement)
