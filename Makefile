@@ -7,6 +7,7 @@ export PYTHONUNBUFFERED := 1
 PYTHON ?= python3
 INVENTORY ?= lab
 HOST ?=
+ROLE ?=
 SERVICE ?=
 LINES ?= 100
 FREEHOLD := .venv/bin/python -m freehold
@@ -60,6 +61,18 @@ test: venv ## run every test
 .PHONY: test-lint
 test-lint: venv ## what needs no host: linters, types, specs, inventories, documents
 	$(FREEHOLD) test lint
+
+.PHONY: test-app
+test-app: venv ## the order service beside real servers
+	$(FREEHOLD) test app
+
+.PHONY: test-roles
+test-roles: venv ## Molecule: each role on hosts of its own; one with ROLE=etcd
+	$(FREEHOLD) test roles --role "$(ROLE)"
+
+.PHONY: test-system
+test-system: venv ## a lab from nothing: converge twice, orders, power cuts
+	$(FREEHOLD) test system
 
 .PHONY: requirements
 requirements: venv ## pin requirements.in anew into requirements.txt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -107,7 +108,7 @@ def _docs(_arguments: argparse.Namespace) -> int:
 
 
 def _test(arguments: argparse.Namespace) -> int:
-    return 0 if testing.run(arguments.tier or testing.TIERS) else 1
+    return 0 if testing.run(arguments.tier or testing.TIERS, arguments.role) else 1
 
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
@@ -136,6 +137,7 @@ def main() -> int:
         if name == "test":
             command.add_argument("tier", nargs="*", choices=[*testing.TIERS, []], metavar="TIER")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is under way is cleaned up then as well
     os.chdir(ROOT)
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     try:

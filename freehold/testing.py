@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import subprocess
+import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Self
 
-from freehold import prerequisites
+import yaml
+
+from freehold import playbooks, prerequisites, secrets
+from freehold.lab import Lab, lab_name
 from freehold.progress import CommandError, Phase, console, phase
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 LOGS = BUILD / "log"
+LAB_INVENTORY = "lab"
 
 
 @dataclass
@@ -42,6 +52,7 @@ class Check:
     command: list[str]
     env: dict[str, str] | None = None
     is_pytest: bool = False
+    cwd: str = "."
 
     def run(self, current: Phase) -> Result:
         """Run it, and print the end of its output where it fails."""
@@ -50,7 +61,7 @@ class Check:
         report.unlink(missing_ok=True)
         command = [*self.command, f"--junitxml={report}"] if self.is_pytest else self.command
         try:
-            current.run(command, log, env=self.env, cwd=ROOT)
+            current.run(command, log, env=self.env, cwd=ROOT / self.cwd)
             failed = False
         except CommandError as error:
             failed = True
@@ -98,7 +109,7 @@ def run_checks(checks: list[Check], current: Phase, at_once: int = 2) -> Result:
 
 
 def lint(current: Phase) -> Result:
-    """Everything that needs no host: linters, types, specs, playbook syntax, inventories, documents."""
+    """Test what needs no host: linters, types, specs, playbook syntax, inventories, documents."""
     prerequisites.ensure(prerequisites.LINT, current, LOGS / "prerequisites.log")
     python = tracked("*.py")
     shell = [
@@ -125,11 +136,109 @@ def lint(current: Phase) -> Result:
     return run_checks(checks, current)
 
 
-TIERS: dict[str, Callable[[Phase], Result]] = {"lint": lint}
+def app(current: Phase) -> Result:
+    """Test the order service on its own Python beside real servers, in a container of the lab's base image."""
+    if not tracked("app/tests/**/test_*.py", "app/tests/test_*.py"):
+        return Result()
+    with lab("app", current) as env:
+        return run_checks([Check("app", ["app/tests/run", "--quiet"], env, is_pytest=True)], current)
 
 
-def run(names: Iterable[str]) -> bool:
-    """Run tiers, print the summary, and return whether nothing failed."""
+def roles(current: Phase, only: str = "") -> Result:
+    """Run Molecule, one scenario a role, on one lab that all share; two at a time where they touch different hosts."""
+    names = [Path(path).parts[1] for path in tracked("roles/*/molecule/default/verify.yml")]
+    names = [name for name in sorted(names, key=_place_in_site) if name == only or not only]
+    if not names:
+        if only:
+            raise ValueError(f"ROLE={only}: roles/{only}/molecule/default/verify.yml does not exist")
+        return Result()
+    with lab("roles", current) as env:
+        for playbook in ("image", "lab"):
+            playbooks.run(playbook, LAB_INVENTORY, current, LOGS / f"roles-{playbook}.log", env=env)
+        secrets.generate(_lab(env).state / "secrets.yml")
+        groups = next(iter(playbooks.variables(LAB_INVENTORY, "edge", "groups").values()))["groups"]
+        current.done, current.total = 0, len(names)
+        return _run_apart([_scenario(name, env, groups) for name in names], current)
+
+
+def _place_in_site(role: str) -> tuple[int, str]:
+    order = re.findall(r"role: (\w+)", (ROOT / "ansible/site.yml").read_text())
+    return (order.index(role) if role in order else -1, role)
+
+
+def _scenario(role: str, env: dict[str, str], groups: dict[str, list[str]]) -> tuple[Check, set[str]]:
+    """Return a role's scenario and the hosts that it works on."""
+    plays = yaml.safe_load((ROOT / f"roles/{role}/molecule/default/converge.yml").read_text())
+    patterns = {pattern for play in plays for pattern in re.split(r"[,:]", str(play.get("hosts", "")))}
+    hosts = {host for pattern in patterns for host in groups.get(pattern, [pattern])}
+    changes = {
+        "FREEHOLD_ROLE": role,
+        "MOLECULE_EPHEMERAL_DIRECTORY": str(_lab(env).state / "molecule" / role),
+        "NO_COLOR": "1",
+        "COLUMNS": "160",
+    }
+    return Check(f"role {role}", ["molecule", "test", "--no-command-borders"], {**env, **changes}, cwd="tests"), hosts
+
+
+def _run_apart(checks: list[tuple[Check, set[str]]], current: Phase, at_once: int = 2) -> Result:
+    """Run checks in their order, some at a time, never two that share a host."""
+    total, waiting, under_way = Result(), list(checks), dict[Future[Result], set[str]]()
+    with ThreadPoolExecutor(at_once) as pool:
+        while waiting or under_way:
+            busy = set().union(*under_way.values())
+            free = next((item for item in waiting if not item[1] & busy), None)
+            if free and len(under_way) < at_once:
+                waiting.remove(free)
+                under_way[pool.submit(free[0].run, current)] = free[1]
+                continue
+            for ended in wait(under_way, return_when=FIRST_COMPLETED).done:
+                del under_way[ended]
+                total += ended.result()
+    return total
+
+
+def system(current: Phase) -> Result:
+    """Build the whole lab from nothing, then test what only a whole system can show."""
+    suites = [
+        path for path in ("tests/fleet", "tests/smoke", "tests/system", "tests/chaos") if tracked(f"{path}/test_*")
+    ]
+    if not suites:
+        return Result()
+    with lab("test", current) as env:
+        total = run_checks([Check("up", [sys.executable, "-m", "freehold", "up"], env)], current)
+        if not total.failed:
+            total += run_checks([pytest("pytest system", suites, env)], current)
+        return total
+
+
+TIERS: dict[str, Callable[[Phase], Result]] = {"lint": lint, "app": app, "roles": roles, "system": system}
+
+
+@contextmanager
+def lab(suffix: str, current: Phase) -> Iterator[dict[str, str]]:
+    """Give an environment that names a lab of its own, and take that lab away afterwards, come what may.
+
+    FREEHOLD_KEEP=1 keeps it, to look at what failed. Its logs are kept in build/log in any case.
+    """
+    prerequisites.ensure(prerequisites.LAB, current, LOGS / "prerequisites.log")
+    name = f"{lab_name()[:24]}-{suffix}"
+    env = {**os.environ, "FREEHOLD_LAB": name, "FREEHOLD_ROOT": str(ROOT), "FREEHOLD_INVENTORY": LAB_INVENTORY}
+    ours = Lab(name)
+    try:
+        yield env
+    finally:
+        if (ours.state / "log").exists():
+            shutil.copytree(ours.state / "log", LOGS / name, dirs_exist_ok=True)
+        if not os.environ.get("FREEHOLD_KEEP"):
+            ours.destroy()
+
+
+def _lab(env: dict[str, str]) -> Lab:
+    return Lab(env["FREEHOLD_LAB"])
+
+
+def run(names: Iterable[str], role: str = "") -> bool:
+    """Run tiers, of the roles' one only the named role where one is named, print the summary, and return whether nothing failed."""
     total = Result()
     lines = []
     for name in names:
@@ -137,7 +246,7 @@ def run(names: Iterable[str]) -> bool:
         result = Result()
         try:
             with phase(f"test-{name}") as current:
-                result = TIERS[name](current)
+                result = partial(roles, only=role)(current) if name == "roles" else TIERS[name](current)
         except Exception as error:  # noqa: BLE001  (a tier that breaks is a failure; the next ones still run)
             console.print(f"--- test-{name}: {type(error).__name__}: {error}", markup=False)
             result.failed += 1
