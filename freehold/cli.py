@@ -135,7 +135,9 @@ def main() -> int:
         if name == "ssh":
             command.add_argument("host", nargs="?")
         if name == "test":
+            # argparse takes no default among the choices of "*": the empty list stands for all.
             command.add_argument("tier", nargs="*", choices=[*testing.TIERS, []], metavar="TIER")
+            command.add_argument("--role", default="", help="only this role's scenario")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is under way is cleaned up then as well
     os.chdir(ROOT)
