@@ -92,12 +92,11 @@ def test_holder_of_the_virtual_address(site: Site, shelves: dict[str, int]) -> N
     """The other edge host has the address within two seconds; only what was on its way then may fail."""
     run = cut_power(site, site.vip_holder(), name="edge", kind="power cut", dark_seconds=10)
     count(site, run, shelves)
-    back = min(attempt.ended for attempt in run.load.attempts if attempt.accepted and attempt.intended > run.cut)
-    last = max(attempt.ended for attempt in run.load.attempts if attempt.accepted and attempt.ended <= run.cut)
-    run.facts["vip_gap_s"] = round(back - last, 3)
+    gone, back = run.load.gap_between()
+    run.facts["vip_gap_s"] = round(back - gone, 3)
     report(run)
     assert run.facts["vip_gap_s"] <= 2
-    late = [attempt for attempt in run.load.failed if attempt.ended < run.cut or attempt.intended > back]
+    late = [attempt for attempt in run.load.failed if attempt.ended < gone or attempt.intended > back]
     assert not late, first_failures(late, run.cut)
     assert run.facts["lost"] == 0
     assert run.facts["doubled"] == 0

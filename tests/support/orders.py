@@ -116,10 +116,15 @@ class Load:
         times = sorted(attempt.seconds for attempt in self.attempts)
         return round(times[min(len(times) - 1, int(share * len(times)))] * 1000, 1)
 
+    def gap_between(self) -> tuple[float, float]:
+        """Return the answers of 202 between which there was none for longest, as times of the monotonic clock."""
+        ends = sorted(attempt.ended for attempt in self.attempts if attempt.accepted)
+        return max(itertools.pairwise(ends), key=lambda pair: pair[1] - pair[0], default=(0.0, 0.0))
+
     def gap(self) -> float:
         """Return the longest time without an answer of 202, in seconds."""
-        ends = sorted(attempt.ended for attempt in self.attempts if attempt.accepted)
-        return max((later - earlier for earlier, later in itertools.pairwise(ends)), default=0.0)
+        gone, back = self.gap_between()
+        return back - gone
 
     def save(self, file: Path) -> None:
         """Write down every attempt, a line of JSON each."""

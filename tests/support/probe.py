@@ -89,7 +89,7 @@ def edge(vip: str) -> dict[str, Any]:
     problems = [
         f"{row[0]}/{row[1]} is {row[status]}"
         for row in rows[1:]
-        if row[1] not in ("FRONTEND", "BACKEND") and not row[status].startswith("UP")
+        if row[1] not in ("FRONTEND", "BACKEND") and not row[status].startswith(("UP", "no check"))
     ]
     if run("systemctl", "show", "--property=ActiveState", "--value", "keepalived").strip() != "active":
         problems.append("keepalived does not run")
