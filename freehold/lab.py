@@ -32,6 +32,7 @@ USER = "admin"
 SUITE = "trixie"
 IMAGES = "localhost/freehold"
 START_SECONDS = 60
+EXIT_CODES = Path("/run/libpod/exits")
 OLD_IMAGE_DAYS = 7
 CAP_SYS_RESOURCE = 24
 
@@ -536,17 +537,25 @@ class Lab:
             run("tee", str(root / "etc/containers/containers.conf.d/90-lab.conf"), data=settings)
 
     def _start(self, container: str) -> bool:
-        """Return whether podman could start it; one that podman believes alive though it is dead is settled first."""
+        """Return whether the container lives after starting it."""
         try:
-            self.podman("container", "cleanup", container)
-        except LabError as error:
-            if "running" not in str(error):
-                return False
-        try:
+            self._bury(container)
             self.podman("start", container)
+            found = self._host(json.loads(self.podman("container", "inspect", container))[0])
         except LabError:
             return False
-        return True
+        return found.running
+
+    def _bury(self, container: str) -> None:
+        """Tell podman of a death that it missed because the process that watches the container was killed too.
+
+        That process would have left the exit code in a file, without which podman neither starts nor stops the container.
+        """
+        inspected = json.loads(self.podman("container", "inspect", container))[0]
+        identity, state = inspected["Id"], inspected["State"]
+        if state["Status"] == "running" and not _lives(int(state["Pid"]), identity):
+            run("tee", str(EXIT_CODES / identity), data="137")
+            self.podman("ps", "--all", "--sync", "--filter", f"id={identity}")
 
     def _wait(self, name: str, address: str) -> None:
         """Wait until the host takes the lab's key over SSH, and pin the host key that was read past the network."""
@@ -771,9 +780,10 @@ def _mac(address: str) -> str:
 
 
 def _lives(pid: int, container: str) -> bool:
-    """Return whether the process is there and is still that container's."""
+    """Return whether the process is there, more than a zombie, and still that container's."""
     try:
-        return pid > 0 and container in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2][:1]
+        return pid > 0 and state not in "ZX" and container in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
     except OSError:
         return False
 
