@@ -650,7 +650,13 @@ class Lab:
         self.podman("kill", container)
         self.podman("wait", container)
         root = Path(self.podman("mount", container).strip())
-        given = (f"home/{USER}/.ssh/authorized_keys", "etc/hosts", "etc/containers/containers.conf.d/90-lab.conf")
+        # The record of the last session is written as it ends, after all cleaning.
+        given = (
+            "var/log/wtmp.db",
+            f"home/{USER}/.ssh/authorized_keys",
+            "etc/hosts",
+            "etc/containers/containers.conf.d/90-lab.conf",
+        )
         run("rm", "-f", *(str(root / path) for path in given))
         self.podman("umount", container)
         self.podman("commit", "--quiet", "--change", "CMD /sbin/init", container, image)

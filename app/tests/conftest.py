@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import hypothesis
 import psycopg
 import pytest
 from servers import PASSWORD, Certificates, Postgres, Process, RabbitMQ, Valkey, wait_until
@@ -17,6 +19,10 @@ from orders.ordering.schemas import State
 
 HMAC_KEY = "the key of the tests, which is long enough"
 NUMBERS = itertools.count(1)
+
+# The same examples in every run; and no deadline, since the machine is shared.
+hypothesis.settings.register_profile("tests", database=None, deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
 
 
 class Platform:
@@ -187,7 +193,7 @@ def workers(platform: Platform) -> Iterator[Workers]:
 
 @pytest.fixture
 def worker(workers: Workers) -> Workers:
-    """A worker that runs."""
+    """Have a worker that runs."""
     workers.start()
     return workers
 
@@ -207,8 +213,8 @@ def connection(platform: Platform) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
-    """A text of this test's own, for keys and customers."""
-    return f"{request.node.name.replace('[', '-').replace(']', '')[-40:]}-{next(NUMBERS)}"
+    """Return a text of this test's own, for keys and customers."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", request.node.name).strip("-")[-40:] + f"-{next(NUMBERS)}"
 
 
 def same_order(one: str, other: str) -> bool:

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pika
@@ -18,7 +19,7 @@ import psycopg
 
 POSTGRES_BIN = Path("/usr/lib/postgresql/17/bin")
 RABBITMQ = "/usr/lib/rabbitmq/bin/rabbitmq-server"
-PASSWORD = "a password of the tests"  # noqa: S105
+PASSWORD = "a password of the tests"
 START_SECONDS = 90.0
 QUEUES = ("intake-1", "intake-2", "intake-3")
 DEAD_QUEUE = "intake-dead"
@@ -97,11 +98,18 @@ class Certificates:
         folder.mkdir()
         self.ca, self.key, self.certificate = folder / "ca.crt", folder / "server.key", folder / "server.crt"
         names = folder / "names"
-        names.write_text("subjectAltName=DNS:postgres.freehold.internal,DNS:localhost,IP:127.0.0.1\n")
+        names.write_text(
+            "subjectAltName=DNS:postgres.freehold.internal,DNS:localhost,IP:127.0.0.1\n"
+            "authorityKeyIdentifier=keyid\nbasicConstraints=CA:FALSE\n"
+        )
+        usage = "keyUsage=critical,keyCertSign,cRLSign"
         ca_key, request = folder / "ca.key", folder / "server.csr"
         key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
         for command in (
-            ("req", "-x509", *key, "-keyout", str(ca_key), "-out", str(self.ca), "-subj", "/CN=Test CA", "-days", "2"),
+            (
+                *("req", "-x509", *key, "-keyout", str(ca_key), "-out", str(self.ca), "-subj", "/CN=Test CA"),
+                *("-days", "2", "-addext", usage),
+            ),
             ("req", *key, "-keyout", str(self.key), "-out", str(request), "-subj", "/CN=server"),
             (
                 *("x509", "-req", "-in", str(request), "-CA", str(self.ca), "-CAkey", str(ca_key), "-days", "2"),
@@ -231,7 +239,7 @@ class Valkey:
         """Start the nodes and form the cluster."""
         self.start()
         for port in self.ports:
-            wait_until(lambda port=port: listens(port), f"Valkey on {port}")
+            wait_until(partial(listens, port), f"Valkey on {port}")
         nodes = [f"127.0.0.1:{port}" for port in self.ports]
         self.cli(self.ports[0], "--cluster", "create", *nodes, "--cluster-yes")
         wait_until(lambda: "cluster_state:ok" in self.cli(self.ports[2], "cluster", "info"), "the Valkey cluster")
@@ -305,7 +313,7 @@ class RabbitMQ:
             self._start(number)
         for broker in self.brokers:
             wait_until(
-                lambda broker=broker: b"Server startup complete" in broker.log.read_bytes() or not broker.running,
+                partial(_settled, broker),
                 broker.name,
             )
             assert broker.running, broker.tail()
@@ -375,3 +383,8 @@ class RabbitMQ:
         for broker in self.brokers:
             broker.send(signal.SIGCONT)
             broker.stop(signal.SIGKILL)
+
+
+def _settled(broker: Process) -> bool:
+    """Return whether a starting broker is up, or has given up."""
+    return b"Server startup complete" in broker.log.read_bytes() or not broker.running

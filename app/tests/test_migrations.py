@@ -64,7 +64,7 @@ def test_a_file_that_was_changed_after_it_was_applied_is_refused(settings: Setti
     with connect_as_owner(settings) as connection:
         apply(connection, load(folder))
         write(tmp_path, **{"9021_changed": "SELECT 2"})
-        with pytest.raises(MigrationError, match="9021_changed.sql was changed"):
+        with pytest.raises(MigrationError, match=r"9021_changed\.sql was changed"):
             apply(connection, load(folder))
 
 

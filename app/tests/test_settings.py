@@ -32,7 +32,7 @@ def test_a_missing_empty_or_short_secret_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="orders_hmac_key cannot be read"):
         settings.hmac_keys()
     (tmp_path / "orders_hmac_key").write_text("\n")
-    with pytest.raises(SettingsError, match="orders_hmac_key in .* is empty"):
+    with pytest.raises(SettingsError, match=r"orders_hmac_key in .* is empty"):
         settings.hmac_keys()
     (tmp_path / "orders_hmac_key").write_text("short")
     with pytest.raises(SettingsError, match="orders_hmac_key has 5 bytes"):

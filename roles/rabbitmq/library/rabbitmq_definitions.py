@@ -269,9 +269,7 @@ class Definitions:
         ]
 
     def _bindings(self, present: dict[str, Any]) -> list[dict[str, Any]]:
-        wanted = [
-            {"arguments": {}, "destination_type": "queue", **binding} for binding in self._wanted["bindings"]
-        ]
+        wanted = [{"arguments": {}, "destination_type": "queue", **binding} for binding in self._wanted["bindings"]]
         key = ("vhost", "source", "destination", "destination_type", "routing_key")
         return [entry for entry in wanted if self._differs(present, "bindings", entry, key=key, label="binding")]
 

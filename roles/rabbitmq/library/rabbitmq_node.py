@@ -96,7 +96,7 @@ CONTROL = "/usr/sbin/rabbitmqctl"
 
 
 class Node:
-    """This host's node."""
+    """The node of this host."""
 
     def __init__(self, module: AnsibleModule) -> None:
         self._module = module

@@ -43,7 +43,7 @@ class Api:
         token = base64.b64encode(f"{user}:{password}".encode()).decode()
         self._headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
 
-    def call(self, method: str, *path: str, body: Any = None, query: str = "") -> Any:
+    def call(self, method: str, *path: str, body: object = None, query: str = "") -> Any:  # noqa: ANN401  (what JSON holds)
         """Return the decoded answer; each element of the path is quoted. Raise ApiError for anything but success."""
         address = "/".join(["/api", *(urllib.parse.quote(part, safe="") for part in path)]) + query
         data = None if body is None else json.dumps(body)
@@ -61,7 +61,7 @@ class Api:
             )
         return json.loads(answer) if answer else None
 
-    def get(self, *path: str, query: str = "") -> Any:
+    def get(self, *path: str, query: str = "") -> Any:  # noqa: ANN401
         """Return what a GET answers."""
         return self.call("GET", *path, query=query)
 

@@ -66,7 +66,7 @@ actions:
 """
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """The cluster is in a state that a hand must look at."""
 
 
@@ -111,7 +111,7 @@ class Cluster:
         views = {place: connection.nodes() for place, connection in self._open.items()}
         members = [place for place, nodes in views.items() if len(nodes) > 1 or any(node.slots for node in nodes)]
         if not members and len(self._open) < len(self._instances):
-            raise Refusal("a first formation needs every instance, and some do not answer")
+            raise RefusedError("a first formation needs every instance, and some do not answer")
         strangers = [place for place in views if place not in members]
         for place in strangers:
             self._refuse_data(place)
@@ -127,7 +127,7 @@ class Cluster:
     def _refuse_data(self, place: tuple[str, int]) -> None:
         keys = self._open[place].call("DBSIZE")
         if keys:
-            raise Refusal(
+            raise RefusedError(
                 f"{place[0]}:{place[1]} is in no cluster and yet holds {keys} keys. Nothing is done to it: save them, or empty "
                 f"its folder, and run again"
             )
@@ -149,9 +149,9 @@ class Cluster:
             return
         primaries = self._planned_primaries()
         if missing := [place for place in primaries if place not in self._open]:
-            raise Refusal(f"slots are unassigned and {missing[0][0]}:{missing[0][1]} does not answer")
+            raise RefusedError(f"slots are unassigned and {missing[0][0]}:{missing[0][1]} does not answer")
         bounds = [SLOTS * index // len(primaries) for index in range(len(primaries) + 1)]
-        for epoch, (place, (low, high)) in enumerate(zip(primaries, itertools.pairwise(bounds)), start=1):
+        for epoch, (place, (low, high)) in enumerate(zip(primaries, itertools.pairwise(bounds), strict=True), start=1):
             free = [slot for slot in range(low, high) if slot not in owned]
             if not free:
                 continue
@@ -173,11 +173,14 @@ class Cluster:
         def all_know_all() -> bool:
             ids = {connection.text("CLUSTER", "MYID") for connection in self._open.values()}
             return all(
-                ids <= {node.id for node in connection.nodes() if not node.failing} for connection in self._open.values()
+                ids <= {node.id for node in connection.nodes() if not node.failing}
+                for connection in self._open.values()
             )
 
         if not wait_for(all_know_all, self._timeout):
-            raise Refusal("the instances have not got to know each other in time: is the bus (port + 10000) open between hosts?")
+            raise RefusedError(
+                "the instances have not got to know each other in time: is the bus (port + 10000) open between hosts?"
+            )
 
     def _replicate(self, seed: tuple[str, int]) -> None:
         """Make replicas of the primaries without slots, in other zones and where replicas are fewest."""
@@ -199,11 +202,11 @@ class Cluster:
 
             target = min((primary for primary in alive if primary.address != node.address), key=cost, default=None)
             if target is None:
-                raise Refusal(f"no primary for the replica {node.address}:{node.port}")
+                raise RefusedError(f"no primary for the replica {node.address}:{node.port}")
             self._act(f"{node.address}:{node.port} replicates {target.address}:{target.port}")
             connection = self._open[node.place]
-            if not wait_for(lambda c=connection, t=target: t.id in {other.id for other in c.nodes()}, self._timeout):  # type: ignore[misc]
-                raise Refusal(f"{node.address}:{node.port} does not learn of {target.address}:{target.port}")
+            if not wait_for(lambda c=connection, t=target: t.id in {other.id for other in c.nodes()}, self._timeout):
+                raise RefusedError(f"{node.address}:{node.port} does not learn of {target.address}:{target.port}")
             connection.call("CLUSTER", "REPLICATE", target.id)
             count[target.id] += 1
 
@@ -244,7 +247,7 @@ class Cluster:
                 f"{connection.info('replication')['role']}, link {connection.info('replication').get('master_link_status')}"
                 for connection in self._open.values()
             ]
-            raise Refusal("not healthy in time: " + "; ".join(states))
+            raise RefusedError("not healthy in time: " + "; ".join(states))
 
     def _act(self, what: str) -> None:
         self.actions.append(f"{self.name}: {what}")
@@ -278,7 +281,7 @@ def main() -> None:
             for problem in cluster.connect():
                 module.warn(f"Valkey cluster {cluster.name}: {problem}")
             cluster.converge()
-        except Refusal as error:
+        except RefusedError as error:
             module.fail_json(msg=f"Valkey cluster {cluster.name}: {error}.", actions=actions + cluster.actions)
         except (ValkeyError, OSError) as error:
             if module.check_mode:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -69,7 +70,7 @@ class Roll:
         self._module.run_command(["systemctl", "restart", self._unit], check_rc=True)
         self._until(self._back, "it was restarted and does not follow its primary")
 
-    def _until(self, condition: Any, otherwise: str) -> None:
+    def _until(self, condition: Callable[[], object], otherwise: str) -> None:
         if not wait_for(condition, self._module.params["timeout"], 0.5):
             self._module.fail_json(msg=f"{self._unit}: {otherwise}.")
 
@@ -78,7 +79,7 @@ class Roll:
 
     def _healthy(self) -> bool:
         with Connection(*self._place, self._login) as connection:
-            return self._view(connection).healthy()
+            return bool(self._view(connection).healthy())
 
     def _is_replica(self) -> bool:
         with Connection(*self._place, self._login) as connection:
@@ -90,7 +91,7 @@ class Roll:
 
     def _back(self) -> bool:
         with Connection(*self._place, self._login) as connection:
-            return synced(connection) and self._view(connection).healthy()
+            return bool(synced(connection) and self._view(connection).healthy())
 
 
 def main() -> None:

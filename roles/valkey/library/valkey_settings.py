@@ -57,7 +57,10 @@ restart:
 def _presented(address: str, port: int, ca_file: str) -> bytes:
     """Return the certificate that an instance presents, in DER."""
     context = ssl.create_default_context(cafile=ca_file)
-    with socket.create_connection((address, port), 3) as plain, context.wrap_socket(plain, server_hostname=address) as tls:
+    with (
+        socket.create_connection((address, port), 3) as plain,
+        context.wrap_socket(plain, server_hostname=address) as tls,
+    ):
         return tls.getpeercert(binary_form=True) or b""
 
 
@@ -92,8 +95,14 @@ def _apply(instance: dict[str, Any], login: Login, *, check: bool) -> tuple[list
             applied.append("certificate")
             if not check:
                 connection.call(
-                    "CONFIG", "SET", "tls-cert-file", certificate, "tls-key-file", settings["tls-key-file"],
-                    "tls-ca-cert-file", settings["tls-ca-cert-file"],
+                    "CONFIG",
+                    "SET",
+                    "tls-cert-file",
+                    certificate,
+                    "tls-key-file",
+                    settings["tls-key-file"],
+                    "tls-ca-cert-file",
+                    settings["tls-ca-cert-file"],
                 )
     return applied, restart
 

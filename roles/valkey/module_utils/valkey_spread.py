@@ -19,10 +19,10 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Union
+from typing import Self
 
 SLOTS = 16384
-Reply = Union[str, int, None, list["Reply"]]
+Reply = str | int | list["Reply"] | None
 
 
 class ValkeyError(Exception):
@@ -90,7 +90,7 @@ class Connection:
             self._file.close()
             self._socket.close()
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Self:
         """Return itself."""
         return self
 
@@ -228,7 +228,7 @@ class View:
         return self._take_over(address)
 
     def _adopt_orphan(self) -> Move | None:
-        """A primary without a replica gets one from a primary that has two."""
+        """Give a primary without a replica one of a primary that has two."""
         for orphan in (primary for primary in self.primaries if not self.replicas[primary.id]):
             spare = [
                 replica
@@ -241,7 +241,7 @@ class View:
         return None
 
     def _leave_own_zone(self) -> Move | None:
-        """A replica beside its primary goes to another one, whose own replica then adopts the primary left behind."""
+        """Send a replica beside its primary to another one, whose own replica then adopts the primary left behind."""
         pairs = [(self.by_id[replica.primary], replica) for group in self.replicas.values() for replica in group]
         for primary, replica in sorted(pairs, key=lambda pair: pair[1].id):
             if self.zone(primary) != self.zone(replica):
@@ -252,7 +252,7 @@ class View:
         return None
 
     def _take_over(self, address: str = "") -> Move | None:
-        """A host with at least two primaries fewer than its primary's host takes that shard over."""
+        """Let a host with at least two primaries fewer than its primary's host take that shard over."""
         moves = [
             (self.load[replica.address] - self.load[primary.address], replica.port, replica.id, replica)
             for primary in self.primaries
