@@ -60,6 +60,7 @@ options:
 RETURN = r"""
 did: {description: What was changed, as words., type: list, returned: always}
 roll: {description: Whether the running member needs a restart., type: bool, returned: always}
+primary: {description: Whether this member is the primary., type: bool, returned: always}
 """
 
 SOCKET = "/var/run/postgresql"
@@ -164,6 +165,7 @@ class Member:
         self.did: list[str] = []
         self.is_running = self._systemctl("is-active", "--quiet") == 0
         self.roll = False
+        self.is_primary = False
 
     @functools.cached_property
     def _rest(self) -> Rest:
@@ -207,9 +209,9 @@ class Member:
             if os.path.exists(self._bootstrap_file):
                 os.unlink(self._bootstrap_file)
                 self._must("reload")
-        is_primary = self._rest.status(self._name).get("role") == "primary"
-        self._configure(is_primary=is_primary)
-        if is_primary:
+        self.is_primary = self._rest.status(self._name).get("role") == "primary"
+        self._configure()
+        if self.is_primary:
             Databases(self._module, self.did).ensure()
         self.roll = self.is_running and (
             self._params["unit_changed"] or bool(self._rest.status(self._name).get("pending_restart"))
@@ -248,7 +250,7 @@ class Member:
         self.did.append("founded the cluster")
         self._must("restart")
 
-    def _configure(self, *, is_primary: bool) -> None:
+    def _configure(self) -> None:
         """Make the dynamic configuration what it should be; the primary's host does it, the others wait for it."""
 
         def patch() -> dict[str, Any]:
@@ -259,11 +261,11 @@ class Member:
         if not due:
             return
         words = ", ".join(sorted({*due.get("postgresql", {}).get("parameters", {}), *(due.keys() - {"postgresql"})}))
-        if is_primary:
+        if self.is_primary:
             self.did.append(f"changed the configuration: {words or 'postgresql'}")
         if self._module.check_mode:
             return
-        if is_primary:
+        if self.is_primary:
             # The others look at the same moment; they shall see that there is something to wait for.
             time.sleep(3)
             status, text = self._rest.ask(self._name, "/config", "PATCH", due)
@@ -470,7 +472,7 @@ def main() -> None:
             member.restarted()
     except (ApiError, OSError, http.client.HTTPException) as error:
         module.fail_json(msg=f"patroni: {error}", did=member.did)
-    module.exit_json(changed=bool(member.did), did=member.did, roll=member.roll)
+    module.exit_json(changed=bool(member.did), did=member.did, roll=member.roll, primary=member.is_primary)
 
 
 if __name__ == "__main__":
