@@ -55,7 +55,7 @@ docs: venv ## write the roles' READMEs from their argument specs
 	$(FREEHOLD) docs
 
 .PHONY: test
-test: venv ## run every test
+test: venv ## run the tiers that are proven
 	$(FREEHOLD) test
 
 .PHONY: test-lint
