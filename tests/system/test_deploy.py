@@ -1,0 +1,60 @@
+"""A new image is rolled out while orders come in, and nobody notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from freehold import playbooks
+from tests.support import images, ledger
+from tests.support.orders import Load
+from tests.support.site import ROOT, Site
+
+RATE = 50
+MOST_SECONDS = 300
+SETTLE_SECONDS = 60
+SERVICES = "orders-api,orders-worker"
+SKUS = ("DEPLOY-1", "DEPLOY-2")
+
+
+def deploy(image: str, archive: Path) -> None:
+    """Run ansible/deploy.yml; raises AssertionError with its last words."""
+    inventory = os.environ.get("FREEHOLD_INVENTORY", "lab")
+    variables = {"service": SERVICES, "image": image, "archive": str(archive)}
+    printed = subprocess.run(
+        ["ansible-playbook", "-i", f"inventories/{inventory}", "-e", json.dumps(variables), "ansible/deploy.yml"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=playbooks.environment(),
+        cwd=ROOT,
+    )
+    assert printed.returncode == 0, (printed.stdout + printed.stderr)[-4000:]
+
+
+def test_a_deploy_fails_nothing(site: Site, tmp_path: Path) -> None:
+    """Every order is answered 202 during a deploy and during the way back, and all of them settle once."""
+    before = ledger.stock_up(site, SKUS)
+    first = json.loads((site.lab.state / "images.json").read_text(encoding="utf-8"))["orders"]
+    archive = site.lab.state / "artifacts" / "orders.tar"
+    other = tmp_path / "orders.tar"
+    second = f"orders@{images.variant(archive, other, tmp_path.name)}"
+    load = Load(site, SKUS, rate=RATE, most_seconds=MOST_SECONDS, name="deploy")
+
+    def events() -> None:
+        deploy(second, other)
+        running = site.ask_all(site.groups["app"], "sudo podman ps --format '{{.Image}}'")
+        assert all(second.split(":")[1] in str(shown) for shown in running.values()), running
+        deploy(first, archive)
+
+    asyncio.run(load.during(events))
+    assert [(attempt.status, attempt.error) for attempt in load.failed] == []
+    found = ledger.settled(site, load.customer, load.accepted, SETTLE_SECONDS)
+    assert found.settled == load.accepted
+    assert found.doubled == 0
+    assert not found.refused
+    after = ledger.stock(site, SKUS)
+    assert {sku: before[sku] - after[sku] for sku in SKUS} == dict(found.sold)
