@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 LAB = ROOT / "inventories/lab"
 # RFC 5737: addresses that nobody has.
 PREFIX = "192.0.2"
-Judge = Callable[[Path], str]
 
 
 def variables(state: Path) -> dict[str, Any]:
@@ -63,14 +61,18 @@ class Inventory:
             path.stem: yaml.safe_load(path.read_text()) for path in sorted((LAB / "group_vars").glob("*.yml"))
         }
 
-    def judge(self, *arguments: str) -> tuple[int, str]:
-        """Return what `make validate` says: its status and the failures of all hosts."""
+    def write(self) -> Path:
+        """Write it as a file and return the file."""
         hosts = {"all": {"vars": self.everywhere, "children": copy.deepcopy(self.hosts)}}
         for group, values in self.group_variables.items():
             hosts["all"]["children"].setdefault(group, {})["vars"] = values
         file = self.folder / "hosts.yml"
         file.write_text(yaml.safe_dump(hosts))
-        status, failures = run_playbook("ansible/validate.yml", file, *arguments)
+        return file
+
+    def judge(self, *arguments: str) -> tuple[int, str]:
+        """Return what `make validate` says: its status and the failures of all hosts."""
+        status, failures = run_playbook("ansible/validate.yml", self.write(), *arguments)
         return status, "\n".join(f"{host}: {text}" for host, texts in failures.items() for text in texts)
 
 
