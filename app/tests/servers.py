@@ -199,8 +199,8 @@ class Postgres(Process):
 
     def remove(self) -> None:
         """Stop both."""
-        self.pooler.stop()
-        self.stop(signal.SIGINT)
+        self.pooler.stop(signal.SIGKILL)
+        self.stop(signal.SIGKILL)
 
 
 class Valkey:

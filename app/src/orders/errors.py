@@ -1,6 +1,7 @@
 """Every error a client can see, and the one table that turns it into application/problem+json."""
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -17,6 +18,7 @@ from orders.logs import REQUEST_ID
 _LOG = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
+_MISSING = re.compile(r"Missing required \w+ parameter '([^']+)'")
 
 
 class FieldError(msgspec.Struct, frozen=True):
@@ -65,10 +67,18 @@ def _from_http(error: HTTPException) -> Problem:
     title = HTTPStatus(error.status_code).phrase
     if not isinstance(error, ValidationException):
         return Problem(error.status_code, title, detail=error.detail if error.detail != title else "")
-    # Litestar names what was wrong in `extra`; a header or parameter that is missing only in the detail.
     found = error.extra if isinstance(error.extra, list) else []
-    errors = [FieldError(str(item.get("key", "")), str(item.get("message", ""))) for item in found]
-    return Problem(400, title, detail="The request is malformed." if errors else error.detail, errors=errors)
+    errors = [_field_error(item) for item in found]
+    if missing := _MISSING.match(error.detail):
+        errors.append(FieldError(missing[1], "is missing"))
+    return Problem(400, title, detail="The request is malformed.", errors=errors)
+
+
+def _field_error(item: Mapping[str, Any]) -> FieldError:
+    name = str(item.get("key", ""))
+    # Litestar has the name of our function's parameter, the client the header's.
+    field = name.replace("_", "-").title() if item.get("source") == "header" else name
+    return FieldError(field, str(item.get("message", "")))
 
 
 # What is not in this table is a defect: 500, with no detail of ours in the answer.

@@ -117,13 +117,13 @@ class OrderController(Controller):
                 name="Idempotency-Key", pattern=KEY_PATTERN, description="Of the client's making, one an order."
             ),
         ],
-        customer_id: Annotated[
+        x_customer_id: Annotated[
             str, HeaderParameter(name="X-Customer-Id", pattern=CUSTOMER_PATTERN, description="Who orders.")
         ],
     ) -> Response[Accepted]:
         """Place an order: it is queued, and settled or refused soon after. The same order again is the same order."""
         order = parse_order(request.headers.get("content-type", ""), await request.body())
-        identifier = await orders.place(customer_id, idempotency_key, order)
+        identifier = await orders.place(x_customer_id, idempotency_key, order)
         return Response(
             Accepted(identifier), headers={"Location": f"/v1/orders/{identifier}", "Cache-Control": "no-store"}
         )
