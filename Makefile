@@ -46,6 +46,14 @@ validate: venv ## check an inventory without touching a host
 secrets: venv ## add the lab's missing secrets; list those that another inventory's vault needs
 	$(FREEHOLD) secrets --inventory $(INVENTORY)
 
+.PHONY: status
+status: venv ## show hosts, versions and who leads what
+	$(FREEHOLD) status --inventory $(INVENTORY)
+
+.PHONY: logs
+logs: venv ## show a unit's last lines from all hosts: make logs SERVICE=orders-api LINES=100
+	$(FREEHOLD) logs --inventory $(INVENTORY) --lines $(LINES) $(SERVICE)
+
 .PHONY: ssh
 ssh: venv ## log in to a host: make ssh HOST=data1
 	$(FREEHOLD) ssh --inventory $(INVENTORY) $(HOST)

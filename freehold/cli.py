@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from freehold import docs, playbooks, secrets, specs, testing
+from freehold import docs, playbooks, secrets, specs, status, testing
 from freehold.lab import Lab, LabError, cache_folder, lab_name
 from freehold.playbooks import InventoryError
 from freehold.prerequisites import MissingPrerequisitesError
@@ -101,6 +102,17 @@ def _ssh(arguments: argparse.Namespace) -> int:
     os.execvp("ssh", [*command, host or arguments.host])  # noqa: S606
 
 
+def _status(arguments: argparse.Namespace) -> int:
+    return 0 if status.show(arguments.inventory) else 1
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    if not re.fullmatch(r"[A-Za-z0-9@._-]+", arguments.service):
+        raise InventoryError("Say whose: make logs SERVICE=orders-api (or patroni, etcd, haproxy ...)")
+    status.logs(arguments.inventory, arguments.service, arguments.lines)
+    return 0
+
+
 def _docs(_arguments: argparse.Namespace) -> int:
     for path in docs.write():
         _say(str(path.relative_to(ROOT)))
@@ -118,6 +130,8 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "validate": ("check an inventory without touching a host", _play("validate")),
     "converge": ("bring all hosts to what the inventory says", _converge),
     "secrets": ("add the lab's missing secrets, or list those that a vault needs", _secrets),
+    "status": ("show hosts, versions and who leads what", _status),
+    "logs": ("show a unit's journal from all hosts", _logs),
     "ssh": ("log in to a host", _ssh),
     "docs": ("write the roles' READMEs", _docs),
     "test": ("run tiers of tests, all by default", _test),
@@ -134,6 +148,9 @@ def main() -> int:
         command.set_defaults(run=run)
         if name == "ssh":
             command.add_argument("host", nargs="?")
+        if name == "logs":
+            command.add_argument("service", nargs="?", default="")
+            command.add_argument("--lines", type=int, default=100)
         if name == "test":
             # argparse takes no default among the choices of "*": the empty list stands for all.
             command.add_argument("tier", nargs="*", choices=[*testing.TIERS, []], metavar="TIER")

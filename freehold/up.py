@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -61,7 +62,11 @@ def _base_image(run: Run, current: Phase) -> None:
 
 
 def _golden_images(run: Run, current: Phase) -> None:
-    playbooks.run("image", run.inventory, current, run.log("images"))
+    hosts = playbooks.run("image", run.inventory, current, run.log("golden-images"))
+    built = sorted(host for host in hosts if host.startswith("build-"))
+    if built:
+        run.from_cache = False
+    current.text = f"built {', '.join(host.removeprefix('build-') for host in built)}" if built else "all there"
 
 
 def _hosts(run: Run, current: Phase) -> None:
@@ -71,6 +76,11 @@ def _hosts(run: Run, current: Phase) -> None:
 def _secrets(run: Run, current: Phase) -> None:
     made = secrets.generate(run.lab.state / "secrets.yml")
     current.text = f"{len(made)} new" if made else "all there"
+
+
+def _service_image(run: Run, current: Phase) -> None:
+    current.run([sys.executable, "-m", "freehold.app_image", "build"], run.log("service-image"), cwd=ROOT)
+    current.text = run.log("service-image").read_text().strip().rpartition("\n")[2]
 
 
 def _validate(run: Run, current: Phase) -> None:
@@ -96,6 +106,7 @@ def up(inventory: str) -> None:
     if run.is_lab:
         run.phase("base image", _base_image)
         run.phase("secrets", _secrets)
+        run.phase("service image", _service_image)
     run.phase("validate", _validate)
     if run.is_lab:
         run.phase("golden images", _golden_images)
@@ -124,9 +135,9 @@ def order_command(inventory: str, authority: Path) -> str:
     """Return the line that sends an order to the system."""
     address = next(iter(playbooks.variables(inventory, "edge", "topology_vip").values()))["topology_vip"]
     return (
-        f"curl --cacert {authority.relative_to(ROOT)} --resolve api.freehold.internal:443:{address}"
-        " https://api.freehold.internal/v1/orders -H 'Content-Type: application/json' -H 'X-Customer: me'"
-        """ -H "Idempotency-Key: $(uuidgen)" -d '{"lines": [{"sku": "SKU-1", "quantity": 1}]}'"""
+        f"curl --cacert {authority.relative_to(ROOT)} https://{address}/v1/orders"
+        ' -H "Idempotency-Key: $(cat /proc/sys/kernel/random/uuid)" -H "X-Customer-Id: me"'
+        """ -H "Content-Type: application/json" -d '{"lines": [{"sku": "SMOKE-1", "quantity": 1}]}'"""
     )
 
 

@@ -6,12 +6,11 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-from tests.support.site import HostError, Site
+from tests.support.site import ROOT, HostError, Site
 
-PROBE = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
+PROBE = (ROOT / "freehold/probe.py").read_text(encoding="utf-8")
 PAUSE_SECONDS = 2.0
 
 

@@ -1,15 +1,34 @@
-"""Runs on a host, as root, from standard input: asks the parts that run there and prints their answers as JSON."""
+"""Runs on a host, as root: asks the parts that run there and prints their answers as JSON.
+
+Sent there by `make status` and by the tests of the whole system; needs nothing but Python and what the roles installed.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 from typing import Any
 
 PKI = "/etc/freehold/pki"
+SPREAD = "/etc/valkey/spread.json"
+# Package and unit of each part, as far as Debian has them.
+PARTS = {
+    "etcd-server": "etcd",
+    "postgresql-17": "patroni",
+    "patroni": "patroni",
+    "pgbouncer": "pgbouncer",
+    "valkey-server": "valkey-*",
+    "rabbitmq-server": "rabbitmq-server",
+    "docker-registry": "docker-registry",
+    "podman": "",
+    "haproxy": "haproxy",
+    "keepalived": "keepalived",
+}
 
 
 def run(*command: str, **environment: str) -> str:
@@ -104,14 +123,69 @@ def tell(question: Any, *arguments: Any) -> Any:  # noqa: ANN401
         return f"{type(error).__name__}: {error}"
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of the parts that are installed here, as their authors count them."""
+    shown = subprocess.run(
+        ["dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status} ${Version}\n", *PARTS],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    found = re.findall(r"^(\S+) installed (?:\d+:)?([\d.]+)", shown, re.MULTILINE)
+    return dict(found)
+
+
+def units() -> dict[str, str]:
+    """Return the state of each unit that the platform runs here, and of every unit that failed."""
+    patterns = {unit for unit in PARTS.values() if unit}
+    listed = json.loads(run("systemctl", "list-units", "--type=service", "--all", "--output=json"))
+    services = [line["unit"] for line in listed if "@" in line["unit"] and line["unit"].split("@")[0] in networks()]
+    return {
+        line["unit"].removesuffix(".service"): line["sub"] if line["active"] == "active" else line["active"]
+        for line in listed
+        if line["active"] == "failed"
+        or line["unit"] in services
+        or (line["load"] == "loaded" and any(fnmatch.fnmatch(line["unit"], f"{p}.service") for p in patterns))
+    }
+
+
+def networks() -> set[str]:
+    """Return the names of the services that have a network, and so run, on this host."""
+    folder = "/etc/containers/systemd"
+    files = os.listdir(folder) if os.path.isdir(folder) else []
+    return {name.removeprefix("svc-").removesuffix(".network") for name in files if name.endswith(".network")}
+
+
+def status(vip: str) -> dict[str, Any]:
+    """Return all that this host can say of itself and of what it is a part of."""
+    known = versions()
+    answers: dict[str, Any] = {"versions": known, "units": tell(units)}
+    if os.path.exists(SPREAD):
+        with open(SPREAD, encoding="utf-8") as file:
+            spread = json.load(file)
+        address = spread["address"]
+        answers["valkey"] = {
+            name: tell(valkey, address, ports[0], spread) for name, ports in spread["clusters"].items()
+        }
+        answers["patroni"] = tell(patroni, address)
+    if "etcd-server" in known:
+        answers["etcd"] = tell(etcd, "https://127.0.0.1:2379")
+    if "rabbitmq-server" in known:
+        answers["rabbitmq"] = tell(rabbitmq)
+    answers["holds_vip"] = bool(vip) and vip in run("ip", "-4", "address", "show", "to", vip)
+    return answers
+
+
 def main(what: str, *arguments: str) -> None:
     """Print the answers about one kind of host."""
     if what == "edge":
         answers = edge(*arguments)
+    elif what == "status":
+        answers = status(*arguments)
     elif what == "rabbitmq":
         answers = {"rabbitmq": tell(rabbitmq)}
     else:
-        with open("/etc/valkey/spread.json", encoding="utf-8") as file:
+        with open(SPREAD, encoding="utf-8") as file:
             spread = json.load(file)
         address = spread["address"]
         answers = {

@@ -1,0 +1,144 @@
+"""`make status`: the hosts, what runs on them, who leads what. Asked on all hosts at once; one that is away is shown so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from freehold import playbooks
+from freehold.progress import console
+
+ROOT = Path(__file__).resolve().parent.parent
+PROBE = ROOT / "freehold/probe.py"
+RUNNING = {"running", "listening", "exited"}
+
+Answers = dict[str, dict[str, Any]]
+
+
+def show(inventory: str) -> bool:
+    """Print the status and return whether every host answered and nothing was seen to be wrong."""
+    hosts = playbooks.variables(inventory, "all", "address", "zone", "group_names", "topology_vip")
+    vip = next(iter(hosts.values()))["topology_vip"]
+    script = f"{PROBE} status {vip} executable=python3"
+    said = playbooks.ask(inventory, "all", "ansible.builtin.script", script)
+    answers = {host: _read(answer) for host, answer in said.items()}
+    console.print(_table(hosts, answers))
+    complaints = []
+    for part, (leader, complaint) in _leaders(hosts, answers, vip).items():
+        console.print(f"{part:<22} {leader}", markup=False)
+        complaints += [complaint] if complaint else []
+    skipped = _skipped()
+    for name, reason in skipped.items():
+        console.print(f"skipped: {name}: {reason}", markup=False)
+    complaints += [f"{host}: {answer['problem']}" for host, answer in answers.items() if answer.get("problem")]
+    complaints += [
+        f"{host}: {unit} is {state}"
+        for host, answer in answers.items()
+        for unit, state in _units(answer).items()
+        if state not in RUNNING
+    ]
+    for complaint in complaints:
+        console.print(f"wrong: {complaint}", markup=False)
+    return not complaints
+
+
+def _read(answer: dict[str, Any]) -> dict[str, Any]:
+    if answer.get("unreachable"):
+        return {"problem": "does not answer over SSH"}
+    if answer.get("rc", 1):
+        return {"problem": str(answer.get("stderr") or answer.get("msg", "")).strip().rpartition("\n")[2]}
+    read: dict[str, Any] = json.loads(answer["stdout"])
+    return read
+
+
+def _units(answer: dict[str, Any]) -> dict[str, str]:
+    units = answer.get("units", {})
+    return units if isinstance(units, dict) else {"units": units}
+
+
+def _table(hosts: Answers, answers: Answers) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="")
+    for column in ("host", "zone", "address", "state", "groups", "versions"):
+        table.add_column(column, overflow="fold")
+    for host, variables in hosts.items():
+        answer = answers.get(host, {"problem": "was not asked"})
+        up = "down" if answer.get("problem") else "up"
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(answer.get("versions", {}).items()))
+        row = (host, variables["zone"], variables["address"], up, " ".join(variables["group_names"]), versions)
+        table.add_row(*(str(cell) for cell in row))
+    return table
+
+
+def _leaders(hosts: Answers, answers: Answers, vip: str) -> dict[str, tuple[str, str]]:
+    """Return for each part who leads it, and what is wrong with that."""
+    names = {variables["address"]: host for host, variables in hosts.items()}
+    found: dict[str, tuple[str, str]] = {}
+    holders = [host for host, answer in answers.items() if answer.get("holds_vip")]
+    found["virtual address"] = (f"{vip} on {', '.join(holders) or 'no host'}", _unless_one(vip, holders))
+    primaries = sorted(
+        {
+            str(member["name"])
+            for cluster in _each(answers, "patroni")
+            for member in cluster["members"]
+            if member["role"] == "leader"
+        }
+    )
+    found["PostgreSQL primary"] = (", ".join(primaries) or "none", _unless_one("PostgreSQL's primary", primaries))
+    leading = sorted(
+        host
+        for host, answer in answers.items()
+        if isinstance(answer.get("etcd"), list)
+        for entry in answer["etcd"]
+        if entry["Status"]["leader"] == entry["Status"]["header"]["member_id"]
+    )
+    found["etcd leader"] = (", ".join(leading) or "none", _unless_one("etcd's leader", leading))
+    for cluster in ("sessions", "cache"):
+        views = [view[cluster] for view in _each(answers, "valkey") if isinstance(view.get(cluster), dict)]
+        nodes = views[0]["nodes"] if views else []
+        led = sorted(names.get(node["address"], node["address"]) for node in nodes if not node["primary"])
+        wrong = sorted({view["state"] for view in views} - {"ok"})
+        found[f"Valkey {cluster}"] = (
+            ", ".join(led) or "none",
+            "" if led and not wrong else f"Valkey {cluster}: {', '.join(wrong) or 'nobody answers'}",
+        )
+    queues: list[dict[str, Any]] = next(_each(answers, "rabbitmq"), [])
+    led = [f"{queue['name']} {str(queue['leader']).rpartition('@')[2].partition('.')[0]}" for queue in queues]
+    found["RabbitMQ queues"] = (", ".join(sorted(led)) or "none", "" if led else "RabbitMQ: no queue is known")
+    return found
+
+
+def _each(answers: Answers, part: str) -> Iterator[Any]:
+    """Yield what the hosts say of a part; a text is why a host could not say anything."""
+    for answer in answers.values():
+        if part in answer and not isinstance(answer[part], str):
+            yield answer[part]
+
+
+def _unless_one(what: str, found: list[str]) -> str:
+    return "" if len(found) == 1 else f"{what}: {', '.join(found) or 'nobody has it'}"
+
+
+def _skipped() -> dict[str, str]:
+    file = ROOT / "build" / "up.json"
+    if not file.exists():
+        return {}
+    return {skip["name"]: skip["reason"] for skip in json.loads(file.read_text())["skipped"]}
+
+
+def logs(inventory: str, service: str, lines: int) -> None:
+    """Print the last lines of a unit's journal from all hosts that have any, in the order of time."""
+    command = f"journalctl --no-pager --quiet --output=short-iso-precise --lines={lines} --unit={service}*"
+    said = playbooks.ask(inventory, "all", "ansible.builtin.command", command)
+    found = []
+    for host, answer in said.items():
+        if answer.get("unreachable"):
+            console.print(f"{host}: does not answer over SSH", markup=False)
+        found += [(line.partition(" "), host) for line in answer.get("stdout_lines", [])]
+    for (time, _, text), host in sorted(found)[-lines:]:
+        console.print(f"{time} {host} {text.partition(' ')[2]}", markup=False)
+    if not found:
+        console.print(f"SERVICE={service}: no host has a line of such a unit.", markup=False)
