@@ -304,11 +304,13 @@ class Lab:
 
     def podman(self, *arguments: str, data: str | None = None) -> str:
         """Return what podman printed, under the labs' own settings."""
-        file = self.state / "containers.conf"
+        file = cache_folder() / "containers.conf"
         settings = containers_conf()
         if not file.exists() or file.read_text(encoding="utf-8") != settings:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(settings, encoding="utf-8")
+            temporary = file.with_suffix(f".{os.getpid()}")
+            temporary.write_text(settings, encoding="utf-8")
+            temporary.replace(file)
         return run("podman", *arguments, data=data, env={"CONTAINERS_CONF": str(file)})
 
     def image_exists(self, image: str) -> bool:
@@ -372,6 +374,10 @@ class Lab:
                 return False
             if not archive.exists():
                 self._build_base_archive(archive)
+                for old in archive.parent.glob("base-*.tar"):
+                    if old.stat().st_mtime < time.time() - OLD_IMAGE_DAYS * 86400:
+                        run("rm", "-f", str(old))
+                self._forget_old_images("base")
             self.podman("import", "--quiet", "--change", "CMD /sbin/init", str(archive), image)
         return True
 

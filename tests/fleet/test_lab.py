@@ -155,6 +155,8 @@ def test_a_lab_goes_without_a_trace_and_without_touching_another(lab: Lab, host:
     assert second.hosts() == []
     assert _loop_devices(second) == []
     assert second.network not in _networks(lab)
+    assert str(theirs) not in run("iptables-save")
+    assert str(theirs) not in run("ip", "-4", "route", "show", "table", "all")
     second.destroy()
     assert lab.ssh(host.address, "hostname").strip() == host.name
     assert _loop_devices(lab)
