@@ -106,9 +106,9 @@ class Queue:
         return bool(self.leader) and self.leader in self.online and self.members == self.online
 
 
-def to_join(queues: Iterable[Queue], node: str) -> Queue | None:
-    """Return a queue that this node should become a member of: one at a time, and only while all its members are up."""
-    return next((queue for queue in queues if node not in queue.members and queue.whole), None)
+def to_join(queues: Iterable[Queue], node: str) -> list[Queue]:
+    """Return the queues that this node should become a member of, each only while all its members are up."""
+    return [queue for queue in queues if node not in queue.members and queue.whole]
 
 
 def to_lead(queues: Iterable[Queue], node: str, own: Iterable[tuple[str, str]], nodes: set[str]) -> list[Queue]:
@@ -148,7 +148,7 @@ def run(*command: str) -> str:
 
 
 def main() -> int:
-    """Take at most one membership or all own leaderships, or with --show print what is where, as JSON."""
+    """Take the memberships and leaderships that are this node's, or with --show print what is where, as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=pathlib.Path, default=pathlib.Path("/etc/rabbitmq/spread.json"))
     parser.add_argument("--show", action="store_true", help="print the state of the queues and move nothing")
@@ -174,10 +174,12 @@ def main() -> int:
             ]
             print(json.dumps({"running": sorted(api.running_nodes()), "queues": shown}))
             return 0
-        if queue := to_join(queues, node):
+        joins = to_join(queues, node)
+        for queue in joins:
             run(QUEUES, "add_member", "--vhost", queue.vhost, queue.name, node)
-            print(f"<5>{queue.name}: {node} became a member")
-            return 0
+            print(f"<5>{queue.name}: {node} became a member", flush=True)
+        if joins:
+            queues = [queue for vhost in config["vhosts"] for queue in api.quorum_queues(vhost)]
         mine = [(queue["vhost"], queue["name"]) for queue in config["queues"] if queue["node"] == node]
         if any(queue.leader != node and (queue.vhost, queue.name) in mine for queue in queues):
             moves = to_lead(queues, node, mine, api.running_nodes())
