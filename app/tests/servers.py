@@ -23,6 +23,13 @@ PASSWORD = "a password of the tests"
 START_SECONDS = 90.0
 QUEUES = ("intake-1", "intake-2", "intake-3")
 DEAD_QUEUE = "intake-dead"
+QUEUE_ARGUMENTS = {
+    "x-queue-type": "quorum",
+    "x-quorum-initial-group-size": 3,
+    "x-queue-leader-locator": "client-local",
+    "x-delivery-limit": -1,
+    "x-dead-letter-exchange": "dead-letters",
+}
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = START_SECONDS) -> None:
@@ -303,24 +310,29 @@ class RabbitMQ:
             },
         )
 
-    def create(self) -> None:
-        """Start the brokers, and make account, queues and dead letters as the platform does."""
+    def start(self) -> None:
+        """Start the brokers; return at once."""
         (self._folder / "plugins").write_text("[].\n")
         cookie = self._folder / ".erlang.cookie"
         cookie.write_text("cookieofthetests")
         cookie.chmod(0o400)
         for number in (1, 2, 3):
             self._start(number)
+
+    def create(self) -> None:
+        """Wait for the brokers, and make account, queues and dead letters as the platform does."""
         for broker in self.brokers:
-            wait_until(
-                partial(_settled, broker),
-                broker.name,
-            )
+            wait_until(partial(self._is_up, broker), broker.name)
             assert broker.running, broker.tail()
-        self.ctl("add_vhost", "orders")
-        self.ctl("add_user", "orders", PASSWORD)
-        self.ctl("set_permissions", "-p", "orders", "orders", "^$", "^amq\\.default$", "^intake-[123]$")
-        self.ctl("set_permissions", "-p", "orders", "guest", ".*", ".*", ".*")
+        self.ctl(
+            "eval",
+            'rabbit_vhost:add(<<"orders">>, <<"tests">>),'
+            f'rabbit_auth_backend_internal:add_user(<<"orders">>, <<"{PASSWORD}">>, <<"tests">>),'
+            "P = fun(User, Configure, Write, Read) -> rabbit_auth_backend_internal:set_permissions("
+            'User, <<"orders">>, Configure, Write, Read, <<"tests">>) end,'
+            'P(<<"orders">>, <<"^$">>, <<"^amq\\.default$">>, <<"^intake-[123]$">>),'
+            'P(<<"guest">>, <<".*">>, <<".*">>, <<".*">>).',
+        )
         for port, queue in zip(self.ports, QUEUES, strict=True):
             with self.connect(port) as connection:
                 channel = connection.channel()
@@ -328,14 +340,11 @@ class RabbitMQ:
                     channel.exchange_declare("dead-letters", "fanout", durable=True)
                     channel.queue_declare(DEAD_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
                     channel.queue_bind(DEAD_QUEUE, "dead-letters")
-                arguments = {
-                    "x-queue-type": "quorum",
-                    "x-quorum-initial-group-size": 3,
-                    "x-queue-leader-locator": "client-local",
-                    "x-delivery-limit": -1,
-                    "x-dead-letter-exchange": "dead-letters",
-                }
-                channel.queue_declare(queue, durable=True, arguments=arguments)
+                channel.queue_declare(queue, durable=True, arguments=QUEUE_ARGUMENTS)
+
+    @staticmethod
+    def _is_up(broker: Process) -> bool:
+        return b"Server startup complete" in broker.log.read_bytes() or not broker.running
 
     def ctl(self, *arguments: str) -> str:
         """Return what rabbitmqctl says."""

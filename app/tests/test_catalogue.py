@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psycopg
 import pytest
-from conftest import Api, Platform
+
+from service import Api, Platform
 
 
 def test_pages_follow_each_other_without_gap_or_repeat(api: Api) -> None:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from conftest import Api
+from service import Api
 
 SECONDS = 45
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import Platform
 
 from orders.migrations import MigrationError, apply, connect_as_owner, load
 from orders.settings import Settings
+from service import Platform
 
 
 @pytest.fixture

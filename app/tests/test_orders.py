@@ -5,7 +5,8 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from conftest import Api, Platform, Workers, same_order
+
+from service import Api, Platform, Workers, same_order
 
 
 def test_an_order_is_accepted_and_settled(api: Api, worker: Workers, name: str) -> None:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from conftest import Platform
 
 from orders.settings import Settings, SettingsError
+from service import Platform
 
 GOOD = {"ORDERS_DATABASE_URL": "host=nowhere", "ORDERS_RABBITMQ_NODES": "10.0.0.1:5671"}
 

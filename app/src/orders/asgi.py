@@ -12,7 +12,6 @@ from litestar.types import ASGIApp
 from orders.catalogue.controller import CatalogueController
 from orders.catalogue.service import Catalogue
 from orders.database import Database
-from orders.errors import problem_response
 from orders.health import figures, livez, readyz
 from orders.hints import Hints
 from orders.instrument import Instrument
@@ -20,6 +19,7 @@ from orders.ordering.controller import MOST_BYTES, OrderController
 from orders.ordering.identity import Identities
 from orders.ordering.publisher import Publisher
 from orders.ordering.service import Orders
+from orders.problems import problem_response
 from orders.settings import Settings
 
 

@@ -4,17 +4,16 @@ import argparse
 import asyncio
 import sys
 
-from granian import Granian
-from granian.constants import Interfaces
-
 from orders.logs import log_config, set_up_logs
 from orders.migrations import MigrationError, migrate
 from orders.seed import seed
 from orders.settings import Settings, SettingsError
-from orders.worker.run import work
 
 
 def _serve(settings: Settings, _arguments: argparse.Namespace) -> None:
+    from granian import Granian  # noqa: PLC0415  (each command starts with what it needs only)
+    from granian.constants import Interfaces  # noqa: PLC0415
+
     settings.hmac_keys()  # a wrong setting ends this process here, in a line, rather than Granian's in a traceback
     Granian(
         "orders.asgi:create_app",
@@ -29,6 +28,8 @@ def _serve(settings: Settings, _arguments: argparse.Namespace) -> None:
 
 
 def _work(settings: Settings, _arguments: argparse.Namespace) -> None:
+    from orders.worker.run import work  # noqa: PLC0415
+
     asyncio.run(work(settings))
 
 

@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from typing import TypeVar
 
 import psycopg
-from litestar import Litestar
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -68,7 +67,7 @@ class Database:
         self._was_reached = False
 
     @asynccontextmanager
-    async def lifespan(self, _app: Litestar) -> AsyncIterator[None]:
+    async def lifespan(self, _app: object) -> AsyncIterator[None]:
         """Keep the pools open; they connect when they can, and nobody waits for it."""
         async with AsyncExitStack() as stack:
             for pool in filter(None, (self._primary, self._replicas)):

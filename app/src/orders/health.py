@@ -1,19 +1,13 @@
 """Whether this process lives, is ready, and what its figures are."""
 
-import msgspec
 from litestar import Response, get
 from litestar.di import NamedDependency
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from orders.database import Database
-from orders.errors import UnavailableError, problems
+from orders.errors import Health, UnavailableError
 from orders.ordering.publisher import Publisher
-
-
-class Health(msgspec.Struct, frozen=True):
-    """That all is well."""
-
-    status: str = "ok"
+from orders.problems import problems
 
 
 @get("/livez", operation_id="Livez", tags=["Operation"])

@@ -8,7 +8,8 @@ from litestar.params import FromPath, QueryParameter
 
 from orders.catalogue.schemas import Product
 from orders.catalogue.service import Catalogue
-from orders.errors import NotFoundError, problems
+from orders.errors import NotFoundError
+from orders.problems import problems
 
 _HEADERS = {"Cache-Control": "public, max-age=1"}
 

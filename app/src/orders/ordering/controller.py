@@ -9,7 +9,7 @@ from litestar.di import NamedDependency
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 from litestar.params import FromPath, HeaderParameter
 
-from orders.errors import BadRequestError, MediaTypeError, problems
+from orders.errors import BadRequestError, MediaTypeError
 from orders.ordering.schemas import (
     CUSTOMER_PATTERN,
     KEY_PATTERN,
@@ -21,6 +21,7 @@ from orders.ordering.schemas import (
     Order,
 )
 from orders.ordering.service import Orders
+from orders.problems import problems
 
 MOST_BYTES = 16384
 

@@ -10,7 +10,7 @@ import msgspec
 from orders import metrics
 from orders.database import Database
 from orders.errors import KeyReusedError, NotFoundError
-from orders.hints import Hints
+from orders.hints import Hints, order_hint
 from orders.ordering.identity import CONTENT_BYTES, Identities
 from orders.ordering.publisher import Publisher
 from orders.ordering.repository import OrderRepository
@@ -20,11 +20,6 @@ from orders.ordering.schemas import NewOrder, Order, OrderMessage, State
 DEADLINE_SECONDS = 0.36
 
 _ENCODER = msgspec.json.Encoder()
-
-
-def order_hint(identifier: UUID) -> str:
-    """Return the key under which Valkey may know an order that was decided."""
-    return f"order:{identifier}"
 
 
 class Orders:

@@ -13,10 +13,9 @@ from psycopg import AsyncConnection
 
 from orders import metrics
 from orders.database import deadline
-from orders.hints import Hints
+from orders.hints import Hints, order_hint
 from orders.ordering.identity import CONTENT_BYTES, content
 from orders.ordering.schemas import Order, OrderMessage
-from orders.ordering.service import order_hint
 from orders.settings import Settings, SettingsError
 from orders.worker.consumer import Consumer, Delivery
 from orders.worker.server import start_server

@@ -7,8 +7,7 @@ from http import HTTPStatus
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from orders.errors import MEDIA_TYPE, Problem
-from orders.health import Health
+from orders.errors import MEDIA_TYPE, Health, Problem
 
 _SECONDS = 2.0
 
