@@ -20,7 +20,10 @@ PREFIX = "192.0.2"
 
 
 def variables(state: Path) -> dict[str, Any]:
-    """Return what `make up` would have generated: secrets, a state folder, the service's image."""
+    """Return what `make up` would have generated: secrets, a state folder, the service's image and its archive there."""
+    archive = state / "artifacts/orders.tar"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    archive.touch()
     return {
         **dict.fromkeys(specs.secrets(), "made-up-for-a-test"),
         "topology_state_dir": str(state),
