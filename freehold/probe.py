@@ -92,9 +92,8 @@ def valkey(address: str, port: int, login: dict[str, str]) -> dict[str, Any]:
 
 
 def rabbitmq() -> Any:  # noqa: ANN401
-    """Return the quorum queues of the order service: leader, and members that are there."""
-    columns = ("name", "leader", "online")
-    return json.loads(run("rabbitmqctl", "-q", "--formatter=json", "list_queues", "-p", "orders", "--online", *columns))
+    """Return the quorum queues: leader, members, those that are there, and whether the leader is where it belongs."""
+    return json.loads(run("/usr/local/lib/freehold/rabbitmq-spread", "--show"))["queues"]
 
 
 def edge(vip: str) -> dict[str, Any]:

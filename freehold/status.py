@@ -106,7 +106,7 @@ def _leaders(hosts: Answers, answers: Answers, vip: str) -> dict[str, tuple[str,
             "" if led and not wrong else f"Valkey {cluster}: {', '.join(wrong) or 'nobody answers'}",
         )
     queues: list[dict[str, Any]] = next(_each(answers, "rabbitmq"), [])
-    led = [f"{queue['name']} {str(queue['leader']).rpartition('@')[2].partition('.')[0]}" for queue in queues]
+    led = [f"{queue['queue']} {str(queue['leader']).rpartition('@')[2].partition('.')[0]}" for queue in queues]
     found["RabbitMQ queues"] = (", ".join(sorted(led)) or "none", "" if led else "RabbitMQ: no queue is known")
     return found
 

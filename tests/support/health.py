@@ -128,10 +128,10 @@ def _rabbitmq(site: Site) -> list[str]:
             continue
         said = []
         for queue in answer:
-            if len(queue["online"]) != len(hosts):
-                said.append(f"rabbitmq: {queue['name']} is online on {queue['online']}")
+            if queue["online"] != len(hosts):
+                said.append(f"rabbitmq: {queue['queue']} has {queue['online']} members online")
         leaders = sorted(
-            queue["leader"] for queue in answer if queue["name"].startswith("intake-") and queue["name"][-1].isdigit()
+            queue["leader"] for queue in answer if queue["queue"].startswith("intake-") and queue["queue"][-1].isdigit()
         )
         if len(leaders) != len(hosts) or len(set(leaders)) != len(hosts):
             said.append(f"rabbitmq: intake queues led by {leaders}")

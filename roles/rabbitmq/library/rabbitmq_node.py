@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -208,10 +207,10 @@ class Node:
         return str(out).strip()
 
     def _log(self) -> str:
-        with contextlib.suppress(OSError), open(f"/var/log/rabbitmq/{self.name}.log", encoding="utf-8") as file:
-            lines = [line for line in file if "[error]" in line and line.strip()]
-            return "".join(lines[-8:]).strip()
-        return ""
+        _, out, _ = self._module.run_command(
+            ["journalctl", "--unit=rabbitmq-server", "--lines=200", "--output=cat", "--no-pager"]
+        )
+        return "\n".join([line for line in out.splitlines() if "[error]" in line][-8:])
 
 
 def main() -> None:

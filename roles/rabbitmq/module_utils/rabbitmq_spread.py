@@ -141,7 +141,10 @@ def transfer(queues: Sequence[Queue], node: str) -> str:
 
 def run(*command: str) -> str:
     """Return what a program of the broker's prints; raise ApiError where it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=45, cwd="/var/lib/rabbitmq")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=45, cwd="/var/lib/rabbitmq")
+    except subprocess.TimeoutExpired as error:
+        raise ApiError(str(error)) from error
     if done.returncode:
         raise ApiError(f"{command[0]}: {(done.stderr or done.stdout).strip()[-300:]}")
     return done.stdout.strip()
