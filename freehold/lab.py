@@ -32,6 +32,8 @@ USER = "admin"
 SUITE = "trixie"
 IMAGES = "localhost/freehold"
 START_SECONDS = 60
+# The weight of all hosts of a lab together, where one process of this machine has 1024.
+HOSTS_CPU_SHARES = 16384
 EXIT_CODES = Path("/run/libpod/exits")
 OLD_IMAGE_DAYS = 7
 CAP_SYS_RESOURCE = 24
@@ -516,6 +518,7 @@ class Lab:
                 *("--memory", f"{spec.memory_mb}m", "--memory-swap", f"{spec.memory_mb}m", "--cpus", f"{spec.cpus:g}"),
                 *("--shm-size", f"{spec.memory_mb // 2}m", "--stop-timeout", "30"),
                 *("--systemd=always", "--cgroupns=private", "--cap-add=all", "--cap-drop=SYS_TIME"),
+                *(("--cgroup-parent", self._cgroup) if hybrid_cgroups() else ()),
                 *("--security-opt", "unmask=ALL", "--security-opt", "seccomp=unconfined"),
                 *(argument for key, value in labels.items() for argument in ("--label", f"freehold.{key}={value}")),
                 *(argument for bind in binds for argument in ("--volume", bind)),
@@ -547,10 +550,17 @@ class Lab:
         try:
             self._bury(container)
             self.podman("start", container)
-            found = self._host(json.loads(self.podman("container", "inspect", container))[0])
+            inspected = json.loads(self.podman("container", "inspect", container))[0]
+            if hybrid_cgroups():
+                # Else all hosts together would weigh as much as one process of this machine.
+                run("tee", f"/sys/fs/cgroup/cpu{self._cgroup}/cpu.shares", data=str(HOSTS_CPU_SHARES))
         except LabError:
             return False
-        return found.running
+        return self._host(inspected).running
+
+    @property
+    def _cgroup(self) -> str:
+        return f"/{self._container('hosts')}"
 
     def _bury(self, container: str) -> None:
         """Tell podman of a death that it missed because the process that watches the container was killed too.
@@ -645,6 +655,9 @@ class Lab:
         networks = self.podman("network", "ls", "--quiet", "--filter", f"name=^{self.network}$").split()
         if networks:
             self.podman("network", "rm", self.network)
+        groups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"*{self._cgroup}")] if hybrid_cgroups() else []
+        if groups:
+            run("find", *groups, "-depth", "-type", "d", "-delete")
         run("rm", "-rf", str(self.state))
 
     def commit(self, name: str, tier: str, image: str) -> None:

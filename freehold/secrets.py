@@ -23,7 +23,9 @@ def generate(path: Path) -> list[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".new")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write("---\n# Made by `make up` for this lab. A running system has these values: change none of them here.\n")
+        file.write(
+            "---\n# Made by `make up` for this lab. A running system has these values: change none of them here.\n"
+        )
         yaml.safe_dump(known, file, default_flow_style=False)
     temporary.rename(path)
     return missing

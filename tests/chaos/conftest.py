@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,4 +67,3 @@ def report(run: Run) -> None:
     fault["runs"].append(run.facts)
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-    run.load.save(Path(ROOT / "build" / "log" / f"chaos-{run.name}.jsonl"))

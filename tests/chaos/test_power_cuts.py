@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from tests.chaos.conftest import SKUS, WHOLE_SECONDS, Run, report
@@ -19,7 +18,9 @@ SETTLE_SECONDS = 120
 
 def cut_power(site: Site, host: str, *, name: str, kind: str, dark_seconds: float) -> Run:
     """Return what was seen while a host was without power for some seconds, and until all was whole again."""
-    run = Run(name, kind, Load(site, SKUS, rate=RATE, most_seconds=MOST_SECONDS, name=f"chaos-{name}"))
+    run = Run(
+        name, kind, Load(site.url, site.authority, SKUS, rate=RATE, most_seconds=MOST_SECONDS, name=f"chaos-{name}")
+    )
 
     def events() -> None:
         time.sleep(BEFORE_SECONDS)
@@ -32,10 +33,7 @@ def cut_power(site: Site, host: str, *, name: str, kind: str, dark_seconds: floa
         run.healed = time.monotonic()
         time.sleep(AFTER_SECONDS)
 
-    try:
-        asyncio.run(run.load.during(events))
-    finally:
-        run.load.save(site.lab.state / "log" / f"chaos-{name}.jsonl")
+    run.load.during(events)
     return run
 
 

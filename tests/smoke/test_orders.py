@@ -66,7 +66,7 @@ def test_orders_placed_at_once_all_settle_once(site: Site, shelves: dict[str, in
     attempts = [Attempt(key=f"{customer}-{number}", intended=time.monotonic()) for number in range(ORDERS)]
 
     async def place_all() -> None:
-        async with open_client(site) as client, asyncio.TaskGroup() as group:
+        async with open_client(site.url, site.authority) as client, asyncio.TaskGroup() as group:
             for number, attempt in enumerate(attempts):
                 lines = [{"sku": SKUS[number % 3], "quantity": 1 + number % 2}]
                 group.create_task(place(client, customer, lines, attempt))

@@ -11,7 +11,7 @@ from typing import Any
 from tests.support.site import ROOT, HostError, Site
 
 PROBE = (ROOT / "freehold/probe.py").read_text(encoding="utf-8")
-PAUSE_SECONDS = 2.0
+PAUSE_SECONDS = 4.0
 
 
 def complaints(site: Site) -> list[str]:
@@ -36,7 +36,7 @@ def wait_until_whole(site: Site, seconds: float) -> float:
 
 def _probe(site: Site, hosts: list[str], *what: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Return what the probe says on each host, and a complaint for each host that cannot be asked."""
-    answers = site.ask_all(hosts, "sudo python3 - " + " ".join(what), PROBE)
+    answers = site.ask_all(hosts, "nice -n 19 sudo python3 - " + " ".join(what), PROBE)
     found: dict[str, dict[str, Any]] = {}
     silent = []
     for host, answer in answers.items():

@@ -1,27 +1,34 @@
-"""A client that places orders at a fixed rate, never sends one twice, and writes down what came of each."""
+"""A client that places orders at a fixed rate, never sends one twice, and writes down what came of each.
+
+The load runs in a process of its own: what a test does meanwhile must not delay it.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import json
 import ssl
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
 from pathlib import Path
 
-import httpx
+import aiohttp
 
-from tests.support.site import Site
-
+ROOT = Path(__file__).resolve().parent.parent.parent
 ANSWER_SECONDS = 10.0
+KEEP_ALIVE_SECONDS = 20.0
 
 
 @dataclass
 class Attempt:
-    """One order as the client saw it. Times are seconds of the monotonic clock."""
+    """One order as the client saw it. Times are seconds of the monotonic clock, which all processes share."""
 
     key: str
     intended: float
@@ -33,7 +40,7 @@ class Attempt:
     @property
     def accepted(self) -> bool:
         """Whether it was answered 202."""
-        return self.status == httpx.codes.ACCEPTED
+        return self.status == HTTPStatus.ACCEPTED
 
     @property
     def seconds(self) -> float:
@@ -41,65 +48,79 @@ class Attempt:
         return self.ended - self.intended
 
 
-def open_client(site: Site) -> httpx.AsyncClient:
+def open_client(url: str, authority: Path) -> aiohttp.ClientSession:
     """Return a client that trusts the site's authority only, and retries nothing."""
-    context = ssl.create_default_context(cafile=str(site.authority))
-    limits = httpx.Limits(max_connections=400, max_keepalive_connections=50, keepalive_expiry=20)
-    transport = httpx.AsyncHTTPTransport(verify=context, limits=limits, retries=0)
-    return httpx.AsyncClient(base_url=site.url, transport=transport, timeout=ANSWER_SECONDS, trust_env=False)
+    context = ssl.create_default_context(cafile=str(authority))
+    connector = aiohttp.TCPConnector(ssl=context, limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
+    timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
+    return aiohttp.ClientSession(url, connector=connector, timeout=timeout)
 
 
-async def place(client: httpx.AsyncClient, customer: str, lines: object, attempt: Attempt) -> None:
+async def place(client: aiohttp.ClientSession, customer: str, lines: object, attempt: Attempt) -> None:
     """Send one order once, and note the answer in its attempt."""
     headers = {"Idempotency-Key": attempt.key, "X-Customer-Id": customer}
     try:
-        answer = await client.post("/v1/orders", json={"lines": lines}, headers=headers)
-        attempt.status = answer.status_code
+        async with client.post("/v1/orders", json={"lines": lines}, headers=headers) as answer:
+            body = await answer.text()
+            attempt.status = answer.status
         if attempt.accepted:
-            attempt.order = answer.json()["id"]
+            attempt.order = json.loads(body)["id"]
         else:
-            attempt.error = answer.text[:200]
-    except httpx.HTTPError as error:
+            attempt.error = body[:200]
+    except (aiohttp.ClientError, TimeoutError) as error:
         attempt.error = f"{type(error).__name__}: {error}"
     attempt.ended = time.monotonic()
+
+
+async def send(asked: argparse.Namespace) -> list[Attempt]:
+    """Send orders until standard input ends or the last is sent, and return them when all are answered."""
+    attempts: list[Attempt] = []
+    items = itertools.cycle(asked.skus)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_reader(sys.stdin, stop.set)
+    async with open_client(asked.url, asked.authority) as client, asyncio.TaskGroup() as group:
+        start = time.monotonic()
+        for number in range(asked.most):
+            intended = start + number / asked.rate
+            await asyncio.sleep(max(0.0, intended - time.monotonic()))
+            if stop.is_set():
+                break
+            attempt = Attempt(key=f"{asked.customer}-{number}", intended=intended)
+            attempts.append(attempt)
+            group.create_task(place(client, asked.customer, [{"sku": next(items), "quantity": 1}], attempt))
+    return attempts
 
 
 class Load:
     """Orders at a fixed rate, whatever becomes of those before (open loop), for a limited time."""
 
-    def __init__(self, site: Site, skus: Sequence[str], *, rate: float, most_seconds: float, name: str) -> None:
-        """Say what will be ordered, how often, and for how long at most."""
+    def __init__(
+        self, url: str, authority: Path, skus: Sequence[str], *, rate: float, most_seconds: float, name: str
+    ) -> None:
+        """Say what will be ordered where, how often, and for how long at most."""
         self.customer = f"{name}-{uuid.uuid4().hex[:12]}"
         self.attempts: list[Attempt] = []
-        self._site, self._skus, self._rate, self._most = site, skus, rate, int(rate * most_seconds)
-        self._stop = asyncio.Event()
+        self._file = ROOT / "build" / "log" / f"load-{name}.jsonl"
+        self._command = [
+            *(sys.executable, "-m", "tests.support.orders", url, str(authority), self.customer, str(self._file)),
+            *(f"--rate={rate}", f"--most={int(rate * most_seconds)}", *skus),
+        ]
+        self._most_seconds = most_seconds
 
-    def stop(self) -> None:
-        """Send no more; those on their way are waited for."""
-        self._stop.set()
-
-    async def run(self) -> None:
-        """Send until told to stop or the time is over, and wait for the last answers."""
-        skus = itertools.cycle(self._skus)
-        async with open_client(self._site) as client, asyncio.TaskGroup() as group:
-            start = time.monotonic()
-            for number in range(self._most):
-                intended = start + number / self._rate
-                await asyncio.sleep(max(0.0, intended - time.monotonic()))
-                if self._stop.is_set():
-                    break
-                attempt = Attempt(key=f"{self.customer}-{number}", intended=intended)
-                self.attempts.append(attempt)
-                group.create_task(place(client, self.customer, [{"sku": next(skus), "quantity": 1}], attempt))
-
-    async def during(self, work: Callable[[], None]) -> None:
-        """Send while something that blocks is done in a thread; what it raises is raised here, after the last answer."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.run())
+    def during(self, work: Callable[[], None]) -> None:
+        """Send while something is done; what it raises is raised here, after the last answer."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.unlink(missing_ok=True)
+        with subprocess.Popen(self._command, stdin=subprocess.PIPE, cwd=ROOT) as sender:
             try:
-                await asyncio.to_thread(work)
+                work()
             finally:
-                self.stop()
+                sender.communicate(timeout=self._most_seconds + 2 * ANSWER_SECONDS)
+                if self._file.exists():
+                    lines = self._file.read_text(encoding="utf-8").splitlines()
+                    self.attempts = [Attempt(**json.loads(line)) for line in lines]
+        assert sender.returncode == 0, f"the load ended with status {sender.returncode}"
+        assert self.attempts
 
     @property
     def accepted(self) -> set[str]:
@@ -126,7 +147,21 @@ class Load:
         gone, back = self.gap_between()
         return back - gone
 
-    def save(self, file: Path) -> None:
-        """Write down every attempt, a line of JSON each."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(json.dumps(asdict(attempt)) + "\n" for attempt in self.attempts), encoding="utf-8")
+
+def main() -> None:
+    """Place orders until standard input ends, and write down every attempt, a line of JSON each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("url")
+    parser.add_argument("authority", type=Path)
+    parser.add_argument("customer")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("skus", nargs="+")
+    parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("--most", type=int, required=True)
+    asked = parser.parse_args()
+    attempts = asyncio.run(send(asked))
+    asked.file.write_text("".join(json.dumps(asdict(attempt)) + "\n" for attempt in attempts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
