@@ -109,9 +109,12 @@ class Firewall:
 
     def keep(self) -> None:
         """Stop the timer and have the rules loaded on every boot."""
-        self._run("systemctl", "stop", f"{TIMER}.timer")
+        self._module.run_command(["systemctl", "stop", f"{TIMER}.timer"])  # it is gone where it has done its work
         if not os.path.exists(FORMER):
-            self._module.fail_json(msg="The host put its former rules back before it was reached again.")
+            self._module.fail_json(
+                msg="The host was not reached in time and put its old rules back. Check topology_access and "
+                "topology_controller_networks; firewall_rollback_seconds is how long it waits."
+            )
         if self._read(UNIT_FILE) != UNIT:
             self._write(UNIT_FILE, UNIT)
             self._run("systemctl", "daemon-reload")
