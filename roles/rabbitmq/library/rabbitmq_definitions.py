@@ -359,14 +359,16 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    definitions = Definitions(module)
+    actions: list[str] = []
     try:
+        definitions = Definitions(module)
+        actions = definitions.actions
         definitions.converge()
     except (ApiError, OSError) as error:
         if module.check_mode and not getattr(error, "status", 0):
             module.exit_json(changed=True, actions=[f"the broker does not run yet ({error})"])
-        module.fail_json(msg=str(error), actions=definitions.actions)
-    module.exit_json(changed=bool(definitions.actions), actions=definitions.actions)
+        module.fail_json(msg=str(error), actions=actions)
+    module.exit_json(changed=bool(actions), actions=actions)
 
 
 if __name__ == "__main__":
