@@ -63,8 +63,12 @@ docs: venv ## write the roles' READMEs from their argument specs
 	$(FREEHOLD) docs
 
 .PHONY: test
-test: venv ## run the tiers that are proven
+test: venv ## all four tiers
 	$(FREEHOLD) test
+
+.PHONY: test-full
+test-full: venv ## all tiers, and the drills: a deploy while orders come in
+	FREEHOLD_FULL=1 $(FREEHOLD) test
 
 .PHONY: test-lint
 test-lint: venv ## what needs no host: linters, types, specs, inventories, documents

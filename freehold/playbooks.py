@@ -90,7 +90,7 @@ def run(
 
     The bar's length is the number of tasks that the same playbook took the last time on this machine.
     """
-    file = cache_folder() / "tasks" / f"{name}.{'-'.join(arguments).replace('/', '_')[-40:]}"
+    file = cache_folder() / "tasks" / f"{name}.{'-'.join(a for a in arguments if '{' not in a).replace('/', '_')[-40:]}"
     phase.done, phase.total = 0, int(file.read_text()) if file.exists() else 0
     output = _Output(phase)
     command = ["ansible-playbook", "-i", f"inventories/{inventory}", *arguments, f"ansible/{name}.yml"]

@@ -199,9 +199,9 @@ def _run_apart(checks: list[tuple[Check, set[str]]], current: Phase, at_once: in
 
 def system(current: Phase) -> Result:
     """Build the whole lab from nothing, then test what only a whole system can show."""
-    suites = [
-        path for path in ("tests/fleet", "tests/smoke", "tests/system", "tests/chaos") if tracked(f"{path}/test_*")
-    ]
+    wanted = ["tests/fleet", "tests/smoke", "tests/system", "tests/chaos"]
+    wanted += ["tests/drills"] if os.environ.get("FREEHOLD_FULL") else []
+    suites = [path for path in wanted if tracked(f"{path}/test_*")]
     if not suites:
         return Result()
     with lab("test", current) as env:
@@ -213,7 +213,7 @@ def system(current: Phase) -> Result:
 
 TIERS: dict[str, Callable[[Phase], Result]] = {"lint": lint, "app": app, "roles": roles, "system": system}
 
-# What `make test` runs: the tiers that were seen to pass on a fresh clone.
+# What `make test` runs; `make test-full` adds the drills to the last.
 PROVEN = ("lint", "app", "roles", "system")
 
 

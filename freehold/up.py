@@ -19,6 +19,7 @@ from freehold.progress import Phase, console, phase
 
 ROOT = Path(__file__).resolve().parent.parent
 LAB_INVENTORY = "lab"
+ORDER_SERVICES = ("orders-api", "orders-worker")
 
 
 @dataclass
@@ -91,6 +92,19 @@ def _site(run: Run, current: Phase) -> None:
     run.hosts = len(playbooks.run("site", run.inventory, current, run.log("site")))
 
 
+def _deploy(run: Run, current: Phase) -> None:
+    """Roll out what was built since the last time: site.yml gives a service its first image only, and leaves it alone then."""
+    deployed = run.lab.state / "deployed.json"
+    built = json.loads((run.lab.state / "images.json").read_text())
+    if deployed.exists() and json.loads(deployed.read_text()) != built:
+        services = {"service": ",".join(ORDER_SERVICES), "image": built["orders"]}
+        services["archive"] = str(run.lab.state / "artifacts" / "orders.tar")
+        playbooks.run("deploy", run.inventory, current, run.log("deploy"), "-e", json.dumps(services))
+    else:
+        current.text = "nothing new"
+    deployed.write_text(json.dumps(built) + "\n")
+
+
 def _smoke(run: Run, current: Phase) -> None:
     env = {**os.environ, "FREEHOLD_INVENTORY": run.inventory}
     current.run(["pytest", "--quiet", "-p", "no:cacheprovider", "tests/smoke"], run.log("smoke"), env=env, cwd=ROOT)
@@ -112,6 +126,8 @@ def up(inventory: str) -> None:
         run.phase("golden images", _golden_images)
         run.phase("hosts", _hosts)
     run.phase("site", _site)
+    if run.is_lab:
+        run.phase("deploy", _deploy)
     run.phase("smoke", _smoke)
     seconds = round(time.time() - started, 1)
     _report(run, seconds)

@@ -119,8 +119,8 @@ class Units:
         return self._run(["podman", "image", "exists", image])[0] == 0
 
     def pull(self, image: str) -> None:
-        """Get an image from the registries."""
-        code, _, err = self._run(["podman", "pull", "--quiet", image])
+        """Get an image from the registries, at the lowest priority: replicas answer requests meanwhile."""
+        code, _, err = self._run(["nice", "-n", "19", "podman", "pull", "--quiet", image])
         if code != 0:
             raise FailedError(f"{image} was not pulled: {err.strip()}")
 
