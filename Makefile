@@ -67,7 +67,7 @@ test: venv ## all four tiers
 	$(FREEHOLD) test
 
 .PHONY: test-full
-test-full: venv ## all tiers, and the drills: a deploy while orders come in
+test-full: venv ## all tiers, and power cuts and a deploy while orders come in
 	FREEHOLD_FULL=1 $(FREEHOLD) test
 
 .PHONY: test-lint
@@ -83,7 +83,7 @@ test-roles: venv ## Molecule: each role on hosts of its own; one with ROLE=etcd
 	$(FREEHOLD) test roles --role "$(ROLE)"
 
 .PHONY: test-system
-test-system: venv ## a lab from nothing: converge twice, orders, power cuts
+test-system: venv ## a lab from nothing: hosts, images, orders, converge twice, check mode
 	$(FREEHOLD) test system
 
 .PHONY: requirements

@@ -199,8 +199,8 @@ def _run_apart(checks: list[tuple[Check, set[str]]], current: Phase, at_once: in
 
 def system(current: Phase) -> Result:
     """Build the whole lab from nothing, then test what only a whole system can show."""
-    wanted = ["tests/fleet", "tests/smoke", "tests/system", "tests/chaos"]
-    wanted += ["tests/drills"] if os.environ.get("FREEHOLD_FULL") else []
+    wanted = ["tests/fleet", "tests/smoke", "tests/system"]
+    wanted += ["tests/chaos", "tests/drills"] if os.environ.get("FREEHOLD_FULL") else []
     suites = [path for path in wanted if tracked(f"{path}/test_*")]
     if not suites:
         return Result()
@@ -213,7 +213,7 @@ def system(current: Phase) -> Result:
 
 TIERS: dict[str, Callable[[Phase], Result]] = {"lint": lint, "app": app, "roles": roles, "system": system}
 
-# What `make test` runs; `make test-full` adds the drills to the last.
+# What `make test` runs; `make test-full` adds power cuts and drills to the last.
 PROVEN = ("lint", "app", "roles", "system")
 
 
