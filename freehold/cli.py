@@ -120,7 +120,7 @@ def _docs(_arguments: argparse.Namespace) -> int:
 
 
 def _test(arguments: argparse.Namespace) -> int:
-    return 0 if testing.run(arguments.tier or testing.PROVEN, arguments.role) else 1
+    return 0 if testing.run(arguments.tier or testing.TIERS, arguments.role) else 1
 
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
