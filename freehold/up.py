@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -89,6 +90,10 @@ def _validate(run: Run, current: Phase) -> None:
 
 
 def _site(run: Run, current: Phase) -> None:
+    deployed = run.lab.state / "deployed.json"
+    if run.is_lab and not deployed.exists():
+        # Noted before the services get their first image: a run that is interrupted after that must not forget which it was.
+        shutil.copyfile(run.lab.state / "images.json", deployed)
     run.hosts = len(playbooks.run("site", run.inventory, current, run.log("site")))
 
 
@@ -96,12 +101,12 @@ def _deploy(run: Run, current: Phase) -> None:
     """Roll out what was built since the last time: site.yml gives a service its first image only, and leaves it alone then."""
     deployed = run.lab.state / "deployed.json"
     built = json.loads((run.lab.state / "images.json").read_text())
-    if deployed.exists() and json.loads(deployed.read_text()) != built:
-        services = {"service": ",".join(ORDER_SERVICES), "image": built["orders"]}
-        services["archive"] = str(run.lab.state / "artifacts" / "orders.tar")
-        playbooks.run("deploy", run.inventory, current, run.log("deploy"), "-e", json.dumps(services))
-    else:
+    if json.loads(deployed.read_text()) == built:
         current.text = "nothing new"
+        return
+    services = {"service": ",".join(ORDER_SERVICES), "image": built["orders"]}
+    services["archive"] = str(run.lab.state / "artifacts" / "orders.tar")
+    playbooks.run("deploy", run.inventory, current, run.log("deploy"), "-e", json.dumps(services))
     deployed.write_text(json.dumps(built) + "\n")
 
 
