@@ -51,8 +51,16 @@ def api(platform: Platform) -> Iterator[Api]:
 def workers(platform: Platform) -> Iterator[Workers]:
     workers = Workers(platform)
     yield workers
-    workers.stop()
-    workers.client.close()
+    workers.close()
+
+
+@pytest.fixture
+def second_worker(platform: Platform) -> Iterator[Workers]:
+    """Have one more worker that runs."""
+    workers = Workers(platform, 8102)
+    workers.start()
+    yield workers
+    workers.close()
 
 
 @pytest.fixture

@@ -121,9 +121,8 @@ class Api:
 class Workers:
     """The worker, when a test wants it."""
 
-    port = 8101
-
-    def __init__(self, platform: Platform) -> None:
+    def __init__(self, platform: Platform, port: int = 8101) -> None:
+        self.port = port
         self._platform = platform
         self._process: Process | None = None
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=5)
@@ -152,3 +151,8 @@ class Workers:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End it."""
         return self._process.stop(number) if self._process else 0
+
+    def close(self) -> None:
+        """End it, for good."""
+        self.stop()
+        self.client.close()

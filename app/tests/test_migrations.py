@@ -1,5 +1,6 @@
 """Migrations are applied once, in order, by one at a time."""
 
+import signal
 import threading
 from pathlib import Path
 
@@ -8,12 +9,21 @@ import pytest
 
 from orders.migrations import MigrationError, apply, connect_as_owner, load
 from orders.settings import Settings
+from servers import Process, wait_until
 from service import Platform
 
 
 @pytest.fixture
 def settings(platform: Platform) -> Settings:
     return Settings.from_environment(platform.environment)
+
+
+def handles_sigterm(process: Process) -> bool:
+    """Return whether a process has a handler for SIGTERM."""
+    assert process.process is not None
+    status = Path(f"/proc/{process.process.pid}/status").read_text()
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -28,6 +38,16 @@ def test_a_second_run_applies_nothing(platform: Platform) -> None:
 
 def test_seeding_again_adds_only_what_is_new(platform: Platform) -> None:
     assert platform.finish("seed", "--products", "100") == (0, "made 0 products\n")
+
+
+def test_sigterm_ends_it_also_where_it_is_ignored_by_default(platform: Platform) -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # inherited; so it is for a container's first process
+    try:
+        process = platform.run("migrate", ORDERS_DATABASE_URL="host=127.0.0.1 port=1 dbname=orders user=orders")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    wait_until(lambda: handles_sigterm(process), "its start", 20)
+    assert process.stop(seconds=2) == 128 + signal.SIGTERM
 
 
 def test_many_at_once_apply_each_file_once(settings: Settings, tmp_path: Path) -> None:

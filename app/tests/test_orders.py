@@ -173,16 +173,15 @@ def test_what_cannot_be_sold_is_refused_with_the_reason_and_alone(
 
 
 def test_stock_never_falls_below_nothing_with_two_workers_and_many_buyers(
-    platform: Platform, api: Api, worker: Workers, connection: psycopg.Connection, name: str
+    api: Api, worker: Workers, second_worker: Workers, connection: psycopg.Connection, name: str
 ) -> None:
     sku = name.upper()[-30:]
     connection.execute("INSERT INTO product VALUES (%s, 'rare', 100, 'EUR')", (sku,))
     connection.execute("INSERT INTO stock VALUES (%s, 50)", (sku,))
-    second = platform.run("worker", ORDERS_WORKER_PORT="8102")
     with ThreadPoolExecutor(8) as pool:
         addresses = [*pool.map(lambda n: api.place({sku: 1, "P-00006": 1}, f"{name}-{n}", name), range(80))]
     orders = [api.decided(address) for address in addresses]
-    assert second.stop() == 0
+    assert second_worker.stop() == 0
     assert sorted(str(order.get("refusal")) for order in orders) == ["None"] * 50 + ["too_little_stock"] * 30
     assert connection.execute("SELECT quantity FROM stock WHERE sku = %s", (sku,)).fetchone() == (0,)
     sold = "SELECT sum(quantity) FROM order_line JOIN orders ON id = order_id WHERE sku = %s AND state = 'settled'"

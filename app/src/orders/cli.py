@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import signal
 import sys
 
 from orders.logs import log_config, set_up_logs
@@ -44,6 +45,8 @@ def _seed(settings: Settings, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Run one subcommand; exit with 2 on a wrong setting, with a line that names it."""
+    # A container's first process without a handler of its own is deaf to SIGTERM: a stop would wait for the drain time.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     parser = argparse.ArgumentParser(prog="orders", description=__doc__)
     commands = parser.add_subparsers(required=True)
     commands.add_parser("serve", help="answer requests").set_defaults(run=_serve)
