@@ -7,8 +7,9 @@ from typing import Any
 QUADLETS = "/etc/containers/systemd/freehold"
 HOME = "/etc/freehold/services"
 # A service owns 1,000,000 numbers of users and groups: 1NNN000000 to 1NNN999999, where NNN is its own number. Replica R has
-# the 65,536 from 1NNNR00000, the one-off container those from 1NNN000000. One group is shared by all of them: it reads secrets.
-SECRETS_GROUP = "1{number:03d}099999"
+# the 65,536 users from 1NNNR00000, the one-off container those from 1NNN000000. All share the 65,537 groups from 1NNN000000, of
+# which the last reads secrets. One range each: for two, podman makes a copy of the image with other owners.
+SECRETS_GROUP = "1{number:03d}065536"
 
 
 def service_files(
@@ -48,7 +49,6 @@ def service_files(
                 "image": refs[service["name"]],
                 "folder": f"{home}/{folder}",
                 "number": f"1{service['number']:03d}",
-                "group": group,
                 "one_off": folder != "secrets",
             }
             purge.append(f"{home}/{folder}")
