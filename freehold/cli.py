@@ -97,7 +97,8 @@ def _ssh(arguments: argparse.Namespace) -> int:
     if not arguments.host:
         raise InventoryError("Say which host: make ssh HOST=data1")
     names = ("ansible_host", "ansible_user", "ansible_ssh_private_key_file", "ansible_ssh_common_args")
-    host, user, key, options = playbooks.variables(arguments.inventory, arguments.host, *names)[arguments.host].values()
+    found = playbooks.variables(arguments.inventory, arguments.host, *names)[arguments.host]
+    host, user, key, options = (found[name] for name in names)
     command = ["ssh", *shlex.split(options), *(["-l", user] if user else []), *(["-i", key] if key else [])]
     os.execvp("ssh", [*command, host or arguments.host])  # noqa: S606
 

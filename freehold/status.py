@@ -131,7 +131,8 @@ def _skipped() -> dict[str, str]:
 
 def logs(inventory: str, service: str, lines: int) -> None:
     """Print the last lines of a unit's journal from all hosts that have any, in the order of time."""
-    command = f"journalctl --no-pager --quiet --output=short-iso-precise --lines={lines} --unit={service}*"
+    units = f"--unit={service}* --unit=svc-{service}*"  # a service of the platform has a prefix
+    command = f"journalctl --no-pager --quiet --output=short-iso-precise --lines={lines} {units}"
     said = playbooks.ask(inventory, "all", "ansible.builtin.command", command)
     found = []
     for host, answer in said.items():

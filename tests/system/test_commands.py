@@ -1,0 +1,38 @@
+"""What the Makefile offers to people does what its line says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from tests.support.site import ROOT, Site
+
+
+def freehold(*words: str, stdin: str = "") -> str:
+    """Return what a command of the Makefile printed; it must succeed."""
+    inventory = os.environ.get("FREEHOLD_INVENTORY", "lab")
+    command = [sys.executable, "-m", "freehold", words[0], "--inventory", inventory, *words[1:]]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_ssh_logs_in_to_the_host_that_is_named(site: Site) -> None:
+    """Also where nobody sits at a terminal."""
+    host = site.groups["data"][0]
+    assert freehold("ssh", host, stdin="hostname").splitlines()[-1] == host
+
+
+def test_status_names_every_host_and_who_leads(site: Site) -> None:
+    """One page, from the parts themselves."""
+    shown = freehold("status")
+    assert [host for host in site.addresses if host not in shown] == []
+    for part in ("PostgreSQL", "Valkey", "RabbitMQ", site.vip):
+        assert part in shown
+
+
+def test_logs_come_from_every_host_that_has_the_unit(site: Site) -> None:
+    """By the name that a service has in the inventory."""
+    shown = freehold("logs", "--lines", "300", "orders-api")
+    assert [host for host in site.groups["app"] if host not in shown] == []
