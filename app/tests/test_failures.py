@@ -4,6 +4,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from uuid import UUID
@@ -81,12 +82,29 @@ def test_without_any_broker_an_order_is_refused_in_time_and_the_service_is_not_r
         took = time.monotonic() - started
         assert (response.status_code, response.headers["content-type"]) == (503, "application/problem+json")
         assert response.headers["retry-after"] == "1"
-        assert took < 0.7, took
+        assert took < 2.3, took
         assert api.client.get("/v1/products/P-00001").status_code == 200
         wait_until(lambda: not api.ready(), "not ready", 30)
         assert "No lane" in api.client.get("/readyz").json()["detail"]
     wait_until(lambda: api.metric("orders_lane_ready") == 3, "all lanes", 60)
     api.place({"P-00010": 1}, name)
+
+
+def test_brokers_that_all_hesitate_make_orders_slow_and_send_each_over_every_lane_once(
+    platform: Platform, api: Api, no_worker: Workers, name: str
+) -> None:
+    before = platform.rabbitmq.depth(*QUEUES)
+    with ThreadPoolExecutor(40) as pool, frozen(*platform.rabbitmq.brokers):
+        answers = [pool.submit(api.order, {"P-00010": 1}, f"{name}-{number}") for number in range(20)]
+        time.sleep(0.5)
+        answers += [
+            pool.submit(api.order, {"P-00010": 1}, f"{name}-{number}") for number in range(20)
+        ]  # as the edge does
+        time.sleep(0.4)
+        assert not any(answer.done() for answer in answers)
+    assert [answer.result().status_code for answer in answers] == [202] * 40
+    wait_until(lambda: api.metric("orders_lane_ready") == 3, "all lanes", 30)
+    assert platform.rabbitmq.depth(*QUEUES) - before == 20 * 3
 
 
 def test_brokers_that_block_publishers_are_told_in_time_and_used_again(platform: Platform, api: Api, name: str) -> None:
@@ -96,7 +114,7 @@ def test_brokers_that_block_publishers_are_told_in_time_and_used_again(platform:
         wait_until(lambda: api.order({"P-00010": 1}, f"{name}-blocked").status_code == 503, "blocked", 20)
         started = time.monotonic()
         assert api.order({"P-00010": 1}, f"{name}-blocked").status_code == 503
-        assert time.monotonic() - started < 0.7
+        assert time.monotonic() - started < 2.3
     finally:
         platform.rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "512MB")
     wait_until(lambda: api.order({"P-00010": 1}, f"{name}-blocked").status_code == 202, "unblocked", 20)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 DEFAULT_TIMEOUT_MS = 2000
+DEFAULT_RETRIES = 1
 
 
 def edge_routes(services: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -44,6 +45,7 @@ def edge_backends(services: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "group": str(service.get("hosts") or "app"),
                     "health": str(service["health"]),
                     "timeout_ms": _timeout(route),
+                    "retries": _retries(route),
                     "retry_posts": bool(route.get("retry_posts")),
                     "checked_by": checked_by,
                 }
@@ -52,7 +54,13 @@ def edge_backends(services: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _backend(service: dict[str, Any], route: dict[str, Any]) -> str:
-    return f"{service['name']}_{_timeout(route)}" + ("_retry_posts" if route.get("retry_posts") else "")
+    return f"{service['name']}_{_timeout(route)}_{_retries(route)}" + (
+        "_retry_posts" if route.get("retry_posts") else ""
+    )
+
+
+def _retries(route: dict[str, Any]) -> int:
+    return int(route.get("retries", DEFAULT_RETRIES))
 
 
 def _timeout(route: dict[str, Any]) -> int:

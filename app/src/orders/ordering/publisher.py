@@ -1,14 +1,16 @@
 """Puts orders into the intake's queues: three lanes, each a queue led by another broker and a connection to that broker.
 
 A lane that does not confirm within the hedge is not waited for: the message goes to the next lane as well, and the first
-confirm counts. That may leave it in two queues, which settlement makes harmless.
+confirm counts. That may leave it in two queues, which settlement makes harmless. Once every lane has it, it waits for any; a
+message that comes again meanwhile, because the edge has lost patience, waits with it.
 """
 
 import asyncio
 import itertools
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import pika
@@ -34,7 +36,18 @@ _HEDGES_A_MESSAGE = 0.1
 class Attempt:
     """One message on its way, over as many lanes as it takes."""
 
-    __slots__ = ("body", "future", "give_up_at", "lane", "message_id", "properties", "started", "timer", "tried")
+    __slots__ = (
+        "body",
+        "future",
+        "give_up_at",
+        "held",
+        "lane",
+        "message_id",
+        "properties",
+        "started",
+        "timer",
+        "tried",
+    )
 
     def __init__(self, body: bytes, message_id: str, *, started: float, give_up_at: float) -> None:
         self.body = body
@@ -44,7 +57,8 @@ class Attempt:
         self.started = started
         self.give_up_at = give_up_at
         self.lane: Lane | None = None  # where it was sent last; an earlier lane's confirm counts just as well
-        self.tried: tuple[Lane, ...] = ()
+        self.tried: set[Lane] = set()
+        self.held: set[Lane] = set()  # those that may still confirm it
         self.timer: asyncio.TimerHandle | None = None
 
     def stop_timer(self) -> None:
@@ -115,7 +129,8 @@ class Lane(Link):
         self._tag += 1
         self._pending[self._tag] = (attempt, now)
         attempt.lane = self
-        attempt.tried = (*attempt.tried, self)
+        attempt.tried.add(self)
+        attempt.held.add(self)
         self._channel.basic_publish("", self.queue, attempt.body, attempt.properties, mandatory=True)
 
     def timed_out(self, attempt: Attempt, now: float) -> bool:
@@ -132,6 +147,7 @@ class Lane(Link):
             self.resting_until = now + REST_SECONDS
 
     def _pass_on(self, attempt: Attempt) -> None:
+        attempt.held.discard(self)
         # An attempt that went on to another lane in the meantime is that lane's to answer for.
         if not attempt.future.done() and attempt.lane is self:
             attempt.stop_timer()
@@ -175,6 +191,7 @@ class Publisher:
         nodes = settings.addresses("rabbitmq_nodes")
         self._lanes = [Lane(settings, self, n + 1, nodes[n % len(nodes)]) for n in range(LANES)]
         self._hedges = _HEDGES_AT_ONCE
+        self._under_way: dict[str, Attempt] = {}
 
     def start(self) -> None:
         """Begin to connect all lanes; return at once."""
@@ -196,14 +213,19 @@ class Publisher:
         Raises:
             UnavailableError: no lane confirmed in time. One may still have the message.
         """
-        started = asyncio.get_running_loop().time()
-        self._hedges = min(_HEDGES_AT_ONCE, self._hedges + _HEDGES_A_MESSAGE)
-        attempt = Attempt(body, message_id, started=started, give_up_at=give_up_at)
-        self.advance(attempt)
-        try:
-            await attempt.future
-        finally:
-            attempt.stop_timer()
+        attempt = self._under_way.get(message_id)
+        if attempt is None:
+            started = asyncio.get_running_loop().time()
+            self._hedges = min(_HEDGES_AT_ONCE, self._hedges + _HEDGES_A_MESSAGE)
+            attempt = self._under_way[message_id] = Attempt(body, message_id, started=started, give_up_at=give_up_at)
+            attempt.future.add_done_callback(partial(self._forget, attempt))
+            self.advance(attempt)
+        await asyncio.shield(attempt.future)  # others may wait for it too
+
+    def _forget(self, attempt: Attempt, future: asyncio.Future[None]) -> None:
+        del self._under_way[attempt.message_id]
+        attempt.stop_timer()
+        future.exception()  # nobody may be left to hear of it
 
     def advance(self, attempt: Attempt) -> None:
         """Send the message over the next lane, or give up when its time is over."""
@@ -216,11 +238,11 @@ class Publisher:
             attempt.future.set_exception(UnavailableError("The order could not be queued in time. Send it again."))
             return
         lane = self._choose(attempt.tried, now)
-        if lane is None and attempt.tried:
-            attempt.tried = ()
-            lane = self._choose((), now)
         if lane is None:
-            attempt.timer = loop.call_at(min(now + _LOOK_AGAIN_SECONDS, attempt.give_up_at), self.advance, attempt)
+            # A second copy to a lane that has one would not come faster.
+            attempt.tried = set(attempt.held)
+            wait = HEDGE_SECONDS if attempt.held else _LOOK_AGAIN_SECONDS
+            attempt.timer = loop.call_at(min(now + wait, attempt.give_up_at), self.advance, attempt)
             return
         lane.send(attempt, now)
         attempt.timer = loop.call_at(min(now + HEDGE_SECONDS, attempt.give_up_at), self._late, attempt, lane)
@@ -242,7 +264,7 @@ class Publisher:
             self._hedges -= 1
         self.advance(attempt)
 
-    def _choose(self, tried: Sequence[Lane], now: float) -> Lane | None:
+    def _choose(self, tried: Collection[Lane], now: float) -> Lane | None:
         # At random among the healthy: taking turns would give the lane after a dead one twice its share.
         ready = [lane for lane in self._lanes if lane.ready and lane not in tried]
         awake = [lane for lane in ready if lane.resting_until <= now]
