@@ -116,6 +116,28 @@ def test_a_key_with_another_body_is_refused(site: Site, client: httpx.Client, cu
     assert ledger.outcome(site, customer).sold == {SKUS[0]: 1}
 
 
+@pytest.mark.usefixtures("shelves")
+def test_a_customer_finds_the_orders_again(client: httpx.Client, customer: str) -> None:
+    """Page by page, the newest first; a replica that answers may be a moment behind."""
+    body = {"lines": [{"sku": SKUS[0], "quantity": 1}]}
+    placed = [client.post("/v1/orders", json=body, headers=headers(customer)).json()["id"] for _ in range(3)]
+    for order in placed:
+        wait_for_state(client, order)
+    until = time.monotonic() + SETTLE_SECONDS
+    found: list[str] = []
+    while found != placed[::-1]:
+        assert time.monotonic() < until, found
+        found, after = [], ""
+        while not found or after:
+            page = client.get(
+                "/v1/orders", params={"limit": 2, "after": after}, headers={"X-Customer-Id": customer}
+            ).json()
+            found += [order["id"] for order in page["orders"]]
+            after = page.get("next", "")
+            if not page["orders"]:
+                break
+
+
 def test_an_unknown_product_is_a_refused_order(client: httpx.Client, customer: str) -> None:
     """An order that nobody can fill is a state of the order, not an error of the service."""
     body = {"lines": [{"sku": "NO-SUCH-PRODUCT", "quantity": 1}]}

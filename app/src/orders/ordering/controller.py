@@ -7,10 +7,11 @@ import msgspec
 from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
-from litestar.params import FromPath, HeaderParameter
+from litestar.params import FromPath, HeaderParameter, QueryParameter
 
 from orders.errors import BadRequestError, MediaTypeError
 from orders.ordering.schemas import (
+    CURSOR_PATTERN,
     CUSTOMER_PATTERN,
     KEY_PATTERN,
     MOST_LINES,
@@ -19,6 +20,7 @@ from orders.ordering.schemas import (
     Accepted,
     NewOrder,
     Order,
+    OrderPage,
 )
 from orders.ordering.service import Orders
 from orders.problems import problems
@@ -128,6 +130,28 @@ class OrderController(Controller):
         return Response(
             Accepted(identifier), headers={"Location": f"/v1/orders/{identifier}", "Cache-Control": "no-store"}
         )
+
+    @get(
+        operation_id="ListOrders",
+        responses=problems(
+            s400="A parameter or a header is malformed or missing; `errors` names it.",
+            s503="The database does not answer.",
+        ),
+    )
+    async def list_orders(
+        self,
+        orders: NamedDependency[Orders],
+        x_customer_id: Annotated[
+            str, HeaderParameter(name="X-Customer-Id", pattern=CUSTOMER_PATTERN, description="Whose orders.")
+        ],
+        after: Annotated[
+            str, QueryParameter(pattern=CURSOR_PATTERN, description="`next` of the page before; empty: the newest.")
+        ] = "",
+        limit: Annotated[int, QueryParameter(ge=1, le=200)] = 50,
+    ) -> Response[OrderPage]:
+        """List a customer's orders that are settled or refused, the newest first."""
+        content: Any = await orders.page(x_customer_id, after=after, limit=limit)
+        return Response(content, media_type="application/json", headers={"Cache-Control": "no-store"})
 
     @get(
         "/{order_id:str}",

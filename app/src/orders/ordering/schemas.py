@@ -13,6 +13,7 @@ MOST_PIECES = 1000
 # `$` alone would let a line's end pass.
 SKU_PATTERN = r"^[A-Z0-9-]{1,64}$(?!\n)"
 CUSTOMER_PATTERN = r"^[A-Za-z0-9._-]{1,64}$(?!\n)"
+CURSOR_PATTERN = r"^([A-Za-z0-9_-]{32})?$(?!\n)"
 KEY_PATTERN = r"^[!-~]{1,255}$(?!\n)"
 
 Sku = Annotated[str, msgspec.Meta(pattern=SKU_PATTERN)]
@@ -77,6 +78,13 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
     total_cents: int | None = None
     currency: str | None = None
     lines: list[Line] = []
+
+
+class OrderPage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A customer's orders, the newest first; `next` is where the next page begins, and missing on the last."""
+
+    orders: list[Order]
+    next: str | None = None
 
 
 class OrderMessage(msgspec.Struct, frozen=True):

@@ -2,24 +2,27 @@
 
 import asyncio
 import hashlib
-from datetime import UTC, datetime
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import msgspec
 
 from orders import metrics
 from orders.database import Database
-from orders.errors import KeyReusedError, NotFoundError
+from orders.errors import BadRequestError, KeyReusedError, NotFoundError
 from orders.hints import Hints, order_hint
 from orders.ordering.identity import CONTENT_BYTES, Identities
 from orders.ordering.publisher import Publisher
 from orders.ordering.repository import OrderRepository
-from orders.ordering.schemas import NewOrder, Order, OrderMessage, State
+from orders.ordering.schemas import NewOrder, Order, OrderMessage, OrderPage, State
 
 # The edge tries for 3 s, each time on another host: whichever comes last is to be answered by then.
 DEADLINE_SECONDS = 2.9
 
 _ENCODER = msgspec.json.Encoder()
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NEWEST = (datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
 
 
 class Orders:
@@ -51,6 +54,21 @@ class Orders:
         await self._publisher.publish(_ENCODER.encode(message), str(identifier), give_up_at=give_up_at)
         return identifier
 
+    async def page(self, customer_id: str, *, after: str, limit: int) -> bytes:
+        """Return up to `limit` decided orders of a customer as JSON, the newest first, from where a page ended.
+
+        Raises:
+            BadRequestError: `after` is not from a page of ours.
+            psycopg_pool.PoolTimeout, psycopg.OperationalError: the database does not answer.
+        """
+        before = _read_cursor(after) if after else _NEWEST
+        found = await self._database.read(
+            lambda connection: OrderRepository(connection).page(customer_id, before=before, limit=limit + 1)
+        )
+        more = _cursor(found[limit - 1]) if len(found) > limit else None
+        renewed = [msgspec.structs.replace(order, id=self._identities.renew(order.id)) for order in found[:limit]]
+        return _ENCODER.encode(OrderPage(renewed, more))
+
     async def find(self, text: str) -> bytes:
         """Return the order with this identifier as JSON; one that nobody has heard of yet is accepted.
 
@@ -66,3 +84,18 @@ class Orders:
             return known
         order = await self._database.read(lambda connection: OrderRepository(connection).get(identifier))
         return _ENCODER.encode(order or Order(identifier, State.ACCEPTED))
+
+
+def _cursor(order: Order) -> str:
+    """Return where an order stands among a customer's: 64 bits of microseconds since 1970, and its stored identifier."""
+    assert order.accepted_at is not None
+    microseconds = (order.accepted_at - _EPOCH) // timedelta(microseconds=1)
+    return urlsafe_b64encode(microseconds.to_bytes(8) + order.id.bytes).decode()
+
+
+def _read_cursor(text: str) -> tuple[datetime, UUID]:
+    found = urlsafe_b64decode(text)
+    try:
+        return _EPOCH + timedelta(microseconds=int.from_bytes(found[:8])), UUID(bytes=found[8:])
+    except (OverflowError, ValueError) as error:
+        raise BadRequestError("after", "is not the `next` of a page") from error
