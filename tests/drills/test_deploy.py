@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
-from freehold import playbooks
-from tests.support import images, ledger
+from tests.support import deploys, images, ledger
 from tests.support.orders import Load
-from tests.support.site import ROOT, Site
+from tests.support.site import Site
 
 RATE = 50
 MOST_SECONDS = 300
@@ -21,28 +18,8 @@ SKUS = ("DEPLOY-1", "DEPLOY-2")
 
 def deploy(image: str, archive: Path) -> None:
     """Run ansible/deploy.yml; raises AssertionError with its last words."""
-    inventory = os.environ.get("FREEHOLD_INVENTORY", "lab")
-    variables = {"service": SERVICES, "image": image, "archive": str(archive)}
-    printed = subprocess.run(
-        # The controller is no part of the system: here it shares the hosts' cores.
-        [
-            "nice",
-            "-n",
-            "10",
-            "ansible-playbook",
-            "-i",
-            f"inventories/{inventory}",
-            "-e",
-            json.dumps(variables),
-            "ansible/deploy.yml",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=playbooks.environment(),
-        cwd=ROOT,
-    )
-    assert printed.returncode == 0, (printed.stdout + printed.stderr)[-4000:]
+    status, printed = deploys.run(SERVICES, image, archive)
+    assert status == 0, printed[-4000:]
 
 
 def test_a_deploy_fails_nothing(site: Site, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Images for deploys: the same program under another digest."""
+"""Images for deploys: the same program under another digest, and such as do not work."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import tarfile
 from pathlib import Path
 
 
-def variant(archive: Path, target: Path, label: str) -> str:
-    """Write an OCI archive that differs from another in one label only, and return its digest."""
+def variant(archive: Path, target: Path, label: str, **settings: object) -> str:
+    """Write an OCI archive that differs from another in one label and in settings, such as Cmd; return its digest."""
     with tarfile.open(archive) as old:
         blobs = {member.name: _read(old, member) for member in old.getmembers() if member.isfile()}
     index = json.loads(blobs["index.json"])
     manifest_name = _blob(index["manifests"][0]["digest"])
     manifest = json.loads(blobs.pop(manifest_name))
     config = json.loads(blobs.pop(_blob(manifest["config"]["digest"])))
-    config.setdefault("config", {}).setdefault("Labels", {})["freehold.test"] = label
+    config["config"] = {**config.get("config", {}), "Labels": {"freehold.test": label}, **settings}
     manifest["config"] |= _put(blobs, config)
     index["manifests"][0] |= _put(blobs, manifest)
     blobs["index.json"] = json.dumps(index).encode()

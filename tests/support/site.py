@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from freehold import playbooks
 from freehold.lab import USER, Lab, lab_name
 
@@ -35,6 +37,10 @@ class Site:
     def url(self) -> str:
         """Where users reach it."""
         return f"https://{self.vip}"
+
+    def secret(self, name: str) -> str:
+        """Return one of the lab's secrets."""
+        return str(yaml.safe_load((self.lab.state / "secrets.yml").read_text(encoding="utf-8"))[name])
 
     def ask(self, host: str, command: str, stdin: str = "", seconds: float = SSH_SECONDS) -> str:
         """Return what a command printed on a host; raises HostError with its words."""

@@ -1,12 +1,41 @@
-"""How services run on the app hosts."""
+"""How services run on the app hosts, and what a deploy that goes wrong leaves."""
 
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 
+import pytest
+
+from tests.support import deploys, images
 from tests.support.site import Site
 
 LAYERS = "/var/lib/containers/storage/overlay-layers/layers.json"
+UNIT = "svc-orders-api@1.service"
+RECORD = "/freehold/services/orders-api/image"
+BACK_SECONDS = 20
+READY_SECONDS = 10  # of an image that never will be
+
+
+def running(site: Site) -> dict[str, str]:
+    """Return the image of the API on each app host that answers as ready."""
+    shown = {}
+    for host in site.groups["app"]:
+        image = site.ask(host, "sudo podman ps --filter name=orders-api-1 --format '{{.Image}}'").strip()
+        ready = site.ask(host, "curl -s -o /dev/null -w '%{http_code}' http://10.89.1.11:8000/readyz || true").strip()
+        shown[host] = image if ready == "200" else f"not ready: {ready}"
+    return shown
+
+
+def recorded(site: Site) -> str:
+    """Return the image that etcd's record names for the API."""
+    pki = "/etc/freehold/pki"
+    files = f"ETCDCTL_CACERT={pki}/ca.crt ETCDCTL_CERT={pki}/etcd.crt ETCDCTL_KEY={pki}/etcd.key"
+    host = site.groups["etcd"][0]
+    command = f"read -r login; sudo env {files} ETCDCTL_USER=deploy:$login etcdctl --endpoints "
+    command += f"https://{site.addresses[host]}:2379 get --print-value-only {RECORD}"
+    return site.ask(host, command, stdin=f"{site.secret('etcd_deploy_password')}\n").strip()
 
 
 def test_no_container_has_a_copy_of_its_image(site: Site) -> None:
@@ -15,3 +44,50 @@ def test_no_container_has_a_copy_of_its_image(site: Site) -> None:
         layers = json.loads(site.ask(host, f"sudo cat {LAYERS}"))
         assert layers
         assert [layer["id"] for layer in layers if layer.get("uidmap")] == []
+
+
+def test_a_replica_that_is_killed_comes_back(site: Site) -> None:
+    """Without a hand's help, and ready."""
+    host = site.groups["app"][0]
+    before = site.ask(host, f"systemctl show -P MainPID {UNIT}")
+    image = running(site)[host]
+    site.ask(host, "sudo podman kill --signal KILL orders-api-1")
+    until = time.monotonic() + BACK_SECONDS
+    while running(site)[host] != image or site.ask(host, f"systemctl show -P MainPID {UNIT}") == before:
+        assert time.monotonic() < until, site.ask(host, f"systemctl status {UNIT} || true")
+        time.sleep(0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"Cmd": ["orders", "no-such-command"]}, "runs the image before again"),
+        ({"Env": ["PATH=/opt/orders/bin:/usr/bin:/bin", "PYTHONPATH=/nowhere"]}, "svc-orders-api-pre-deploy"),
+    ],
+    ids=["never ready", "failing migration"],
+)
+def test_an_image_that_does_not_work_is_not_deployed(
+    site: Site, tmp_path: Path, settings: dict[str, object], said: str
+) -> None:
+    """The host that tried it goes back, the others never see it, and the record stays."""
+    before, record = running(site), recorded(site)
+    archive = tmp_path / "orders.tar"
+    digest = images.variant(site.lab.state / "artifacts" / "orders.tar", archive, tmp_path.name, **settings)
+    status, printed = deploys.run(
+        "orders-api", f"orders@{digest}", archive, service_ready_seconds=READY_SECONDS, service_announce_seconds=1
+    )
+    assert status != 0, printed[-2000:]
+    assert said in printed, printed[-4000:]
+    assert running(site) == before
+    assert recorded(site) == record
+
+
+def test_an_app_host_reads_images_and_pushes_none(site: Site) -> None:
+    """Its certificate is one of the readers'."""
+    host, registry = site.groups["app"][0], site.addresses[site.groups["registry"][0]]
+    pki = "/etc/freehold/pki"
+    ask = f"sudo curl -s -o /dev/null -w '%{{http_code}}' --cacert {pki}/ca.crt --cert {pki}/podman.crt --key {pki}/podman.key"
+    name = "registry.freehold.internal"
+    base = f"--resolve {name}:5443:{registry} https://{name}:5443/v2"
+    assert site.ask(host, f"{ask} {base}/orders/tags/list").strip() == "200"
+    assert site.ask(host, f"{ask} -X POST {base}/orders/blobs/uploads/").strip() == "403"
