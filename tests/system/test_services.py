@@ -80,6 +80,7 @@ def test_an_image_that_does_not_work_is_not_deployed(
     assert said in printed, printed[-4000:]
     assert running(site) == before
     assert recorded(site) == record
+    site.ask_all(site.groups["app"], "sudo systemctl reset-failed")  # make status goes on to name what failed
 
 
 def test_an_app_host_reads_images_and_pushes_none(site: Site) -> None:
