@@ -18,7 +18,7 @@ FROM orders o, LATERAL (
 """
 # By the part that the content decides: the same order has another check after the key was rotated.
 _GET = f"{_SELECT} WHERE substring(uuid_send(o.id) FROM 1 FOR 11) = %s"
-_PAGE = f"""{_SELECT} WHERE o.customer_id = %s AND (o.accepted_at, o.id) < (%s, %s)
+PAGE = f"""{_SELECT} WHERE o.customer_id = %s AND (o.accepted_at, o.id) < (%s, %s)
 ORDER BY o.accepted_at DESC, o.id DESC LIMIT %s"""
 
 _Row = tuple[UUID, str, str | None, datetime, datetime, int | None, str | None, list[str], list[int], list[int | None]]
@@ -38,7 +38,7 @@ class OrderRepository:
 
     async def page(self, customer_id: str, *, before: tuple[datetime, UUID], limit: int) -> list[Order]:
         """Return up to `limit` decided orders of a customer, accepted before a time and identifier, the newest first."""
-        cursor = await self._connection.execute(_PAGE, (customer_id, *before, limit))
+        cursor = await self._connection.execute(PAGE, (customer_id, *before, limit))
         return [_order(row) async for row in cursor]
 
 
