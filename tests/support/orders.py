@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -48,10 +49,11 @@ class Attempt:
         return self.ended - self.intended
 
 
-def open_client(url: str, authority: Path) -> aiohttp.ClientSession:
+def open_client(url: str, authority: Path, *, keep_alive: bool = True) -> aiohttp.ClientSession:
     """Return a client that trusts the site's authority only, and retries nothing."""
     context = ssl.create_default_context(cafile=str(authority))
-    connector = aiohttp.TCPConnector(ssl=context, limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
+    kept: dict[str, Any] = {"keepalive_timeout": KEEP_ALIVE_SECONDS} if keep_alive else {"force_close": True}
+    connector = aiohttp.TCPConnector(ssl=context, limit=0, **kept)
     timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
     return aiohttp.ClientSession(url, connector=connector, timeout=timeout)
 
@@ -78,7 +80,10 @@ async def send(asked: argparse.Namespace) -> list[Attempt]:
     items = itertools.cycle(asked.skus)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, stop.set)
-    async with open_client(asked.url, asked.authority) as client, asyncio.TaskGroup() as group:
+    async with (
+        open_client(asked.url, asked.authority, keep_alive=asked.keep_alive) as client,
+        asyncio.TaskGroup() as group,
+    ):
         start = time.monotonic()
         for number in range(asked.most):
             intended = start + number / asked.rate
@@ -95,15 +100,28 @@ class Load:
     """Orders at a fixed rate, whatever becomes of those before (open loop), for a limited time."""
 
     def __init__(
-        self, url: str, authority: Path, skus: Sequence[str], *, rate: float, most_seconds: float, name: str
+        self,
+        url: str,
+        authority: Path,
+        skus: Sequence[str],
+        *,
+        rate: float,
+        most_seconds: float,
+        name: str,
+        keep_alive: bool = True,
     ) -> None:
-        """Say what will be ordered where, how often, and for how long at most."""
+        """Say what will be ordered where, how often, for how long at most, and whether orders share connections."""
         self.customer = f"{name}-{uuid.uuid4().hex[:12]}"
         self.attempts: list[Attempt] = []
         self._file = ROOT / "build" / "log" / f"load-{name}.jsonl"
         self._command = [
             *(sys.executable, "-m", "tests.support.orders", url, str(authority), self.customer, str(self._file)),
-            *(f"--rate={rate}", f"--most={int(rate * most_seconds)}", *skus),
+            *(
+                f"--rate={rate}",
+                f"--most={int(rate * most_seconds)}",
+                *(() if keep_alive else ("--no-keep-alive",)),
+                *skus,
+            ),
         ]
         self._most_seconds = most_seconds
 
@@ -158,6 +176,7 @@ def main() -> None:
     parser.add_argument("skus", nargs="+")
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--most", type=int, required=True)
+    parser.add_argument("--keep-alive", action=argparse.BooleanOptionalAction, default=True)
     asked = parser.parse_args()
     attempts = asyncio.run(send(asked))
     asked.file.write_text("".join(json.dumps(asdict(attempt)) + "\n" for attempt in attempts), encoding="utf-8")
