@@ -256,6 +256,12 @@ class Valkey:
         command = ["valkey-cli", "-p", str(port), "--tls", "--cacert", str(self._certificates.ca), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
+    def connections(self) -> int:
+        """Return how many connections of clients the nodes have, those too that a node has not taken or closed yet."""
+        lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        ports = [int(line.split()[2].rpartition(":")[2], 16) for line in lines]
+        return sum(port in self.ports for port in ports)
+
     def send(self, number: signal.Signals) -> None:
         """Send a signal to every node."""
         for node in self.nodes:

@@ -158,6 +158,19 @@ def test_valkey_away_costs_its_deadline_and_nothing_else(
     wait_until(remembers, "Valkey's help", 30)
 
 
+def test_a_silent_valkey_is_not_called_by_more_and_more_connections(
+    platform: Platform, api: Api, no_worker: Workers, name: str
+) -> None:
+    platform.valkey.send(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(100) as pool:
+            answers = [pool.submit(api.order, {"P-00011": 1}, f"{name}-{number}") for number in range(200)]
+        assert {answer.result().status_code for answer in answers} == {202}
+        assert platform.valkey.connections() <= 24
+    finally:
+        platform.valkey.send(signal.SIGCONT)
+
+
 def test_the_database_away_delays_orders_and_loses_none(
     platform: Platform, api: Api, worker: Workers, connection: psycopg.Connection, name: str
 ) -> None:

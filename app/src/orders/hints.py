@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from uuid import UUID
@@ -18,6 +19,8 @@ DEADLINE_SECONDS = 0.1
 REST_SECONDS = 1.0
 CONNECT_SECONDS = 2.0
 LIFETIME_SECONDS = 3600
+# So many calls of a node at once, each on a connection of its own; with one millisecond for each, thousands a second.
+MOST_CALLS = 4
 PREFIX = "orders:"
 
 
@@ -27,12 +30,16 @@ def order_hint(identifier: UUID) -> str:
 
 
 class Hints:
-    """A Valkey cluster whose silence costs at most the deadline, and then a second's rest of the silent node."""
+    """A Valkey cluster whose silence costs at most the deadline, and then a second's rest of the silent node.
+
+    A node that is slow is not called more and more: connections over TLS would make it, and this host, slower still.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._client: ValkeyCluster | None = None
         self._resting: dict[str, float] = {}
+        self._calls: Counter[str] = Counter()
         self._connecting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -99,7 +106,7 @@ class Hints:
     async def remember(self, values: Mapping[str, bytes]) -> None:
         """Remember values, each under its key."""
         client = self._client
-        if client is None or not values or self._rests("pipeline"):
+        if client is None or not values or self._spares("pipeline"):
             return
         pipeline = client.pipeline()
         for key, value in values.items():
@@ -115,13 +122,13 @@ class Hints:
         except Exception:  # noqa: BLE001  (as below; no node has this key now)
             node = None
         name = node.name if node else ""
-        return None if self._rests(name) else await self._under_deadline(name, command(client))
+        return None if self._spares(name) else await self._under_deadline(name, command(client))
 
-    def _rests(self, node: str) -> bool:
-        until = self._resting.get(node)
-        return until is not None and asyncio.get_running_loop().time() < until
+    def _spares(self, node: str) -> bool:
+        return self._calls[node] >= MOST_CALLS or asyncio.get_running_loop().time() < self._resting.get(node, 0.0)
 
     async def _under_deadline(self, node: str, command: Awaitable[Any]) -> Any:  # noqa: ANN401
+        self._calls[node] += 1
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
                 answer = await command
@@ -130,5 +137,7 @@ class Hints:
             _FAILED.inc()
             self.start()  # by now another node may serve these keys
             return None
+        finally:
+            self._calls[node] -= 1
         _ANSWERED.inc()
         return answer

@@ -10,7 +10,7 @@ from orders.ordering.publisher import LANES
 from orders.settings import Settings
 
 MOST = 200
-LINGER_SECONDS = 0.02
+LINGER_SECONDS = 0.1
 
 
 class Delivery(NamedTuple):

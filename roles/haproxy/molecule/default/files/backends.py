@@ -33,7 +33,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if wish == "slow":
-            time.sleep(3)
+            time.sleep(1.5)
         headers = {name.lower(): self.headers.get_all(name) for name in self.headers}
         subject = dict(part[0] for part in self.connection.getpeercert()["subject"])
         arrivals = ARRIVALS[self.headers.get("X-Test-Id", "")]
