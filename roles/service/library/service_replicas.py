@@ -14,16 +14,17 @@ DOCUMENTATION = r"""
 module: service_replicas
 short_description: Run the replicas of this host's services
 description:
-  - C(running) starts replicas that are missing, stops those that are too many or whose service is gone, and waits until all that
-    it started are ready. It leaves running ones alone, and names the services whose replicas run with older files than the
-    host has now. A service that has no record yet is prepared by its one-off container before its first replica, and
+  - C(retired) stops replicas that are too many or whose service is gone, each after its last request, and removes network,
+    settings and secrets of services that are gone. It comes before their units are removed.
+  - C(running) starts replicas that are missing and waits until all that it started are ready. It leaves running ones alone, and
+    names the services whose replicas run with older files than the host has now. A service that has no record yet is prepared by its one-off container before its first replica, and
     recorded when it is ready.
   - C(rolled) replaces those older replicas one by one, and returns when the last is ready. Where a service has a single replica
     on the host, the host first tells the edges to go elsewhere, then finishes its requests.
   - C(prepared) runs the one-off containers.
   - C(pulled) gets the images.
 options:
-  state: {type: str, choices: [running, rolled, prepared, pulled], required: true}
+  state: {type: str, choices: [retired, running, rolled, prepared, pulled], required: true}
   services:
     description: Services of this host, each with all its keys, and C(gateway), the address of its network's gateway.
     type: list
@@ -84,6 +85,8 @@ class Host:
         elif state == "prepared":
             self._pull()
             self._prepare([service for service in self._services if service.pre_deploy])
+        elif state == "retired":
+            self._retire()
         elif state == "rolled":
             self._pull()
             for service in self._services:
@@ -108,9 +111,8 @@ class Host:
 
     def _run(self) -> None:
         started = self._units.started()
-        wanted = {service.unit(r): (service, r) for service in self._services for r in range(1, service.replicas + 1)}
+        wanted = self._wanted()
         missing = [unit for unit in wanted if unit not in started]
-        surplus = [unit for unit in started if unit not in wanted]
         self.stale = [
             service.name
             for service in self._services
@@ -120,8 +122,6 @@ class Host:
             self._pull()
         first = [service for service in self._services if service.name in self._unrecorded]
         self._prepare([service for service in first if service.pre_deploy])
-        if surplus and self._do(f"stopped {', '.join(surplus)}"):
-            self._retire(surplus)
         if missing and self._do(f"started {', '.join(missing)}"):
             self._units.start(*missing)
             for unit in missing:
@@ -133,19 +133,28 @@ class Host:
             for service in first:
                 record.write_first(service.name, self._module.params["images"][service.name])
 
+    def _wanted(self) -> dict[str, tuple[Service, int]]:
+        return {service.unit(r): (service, r) for service in self._services for r in range(1, service.replicas + 1)}
+
     @staticmethod
     def _active(service: Service, started: dict[str, float]) -> list[str]:
         return [unit for unit in (service.unit(r) for r in range(1, service.replicas + 1)) if unit in started]
 
-    def _retire(self, units: list[str]) -> None:
-        """Stop replicas that are too many, after their last request."""
-        for service in self._services:
-            if service.is_web:
-                replicas = [r for r in self._proxy.servers(service) if service.unit(r) in units]
-                for replica in replicas:
-                    self._proxy.drain(service, replica)
-                self._proxy.wait_idle(service, replicas, service.drain_seconds)
-        self._units.stop(*units)
+    def _retire(self) -> None:
+        wanted = self._wanted()
+        surplus = [unit for unit in self._units.alive() if unit not in wanted]
+        if surplus and self._do(f"stopped {', '.join(surplus)}"):
+            for service in self._services:
+                if service.is_web:
+                    replicas = [r for r in self._proxy.servers(service) if service.unit(r) in surplus]
+                    for replica in replicas:
+                        self._proxy.drain(service, replica)
+                    self._proxy.wait_idle(service, replicas, service.drain_seconds)
+            self._units.stop(*surplus)
+            self._units.reset(*surplus)
+        for name in sorted(self._units.known() - {service.name for service in self._services}):
+            if self._do(f"removed what {name} had"):
+                self._units.forget(name)
 
     def _take_requests(self) -> None:
         """End what an interrupted roll left drained."""
@@ -184,7 +193,7 @@ class Host:
 def main() -> None:
     """Run the module."""
     specification: dict[str, Any] = {
-        "state": {"type": "str", "choices": ["running", "rolled", "prepared", "pulled"], "required": True},
+        "state": {"type": "str", "choices": ["retired", "running", "rolled", "prepared", "pulled"], "required": True},
         "services": {"type": "list", "elements": "dict", "required": True},
         "images": {"type": "dict", "required": True},
         "unrecorded": {"type": "list", "elements": "str", "default": []},

@@ -7,14 +7,17 @@ import glob
 import http.client
 import io
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 QUADLETS = "/etc/containers/systemd/freehold"
 HOME = "/etc/freehold/services"
+NETWORKS = "/etc/containers/networks"
 # The host proxy asks replicas that it knows to be down once a second.
 POLL_SECONDS = 0.2
 HEALTH_TIMEOUT_SECONDS = 2
@@ -78,26 +81,44 @@ class Units:
     def __init__(self, run: Callable[..., tuple[int, str, str]]) -> None:
         self._run = run
 
-    def started(self) -> dict[str, float]:
-        """Return when each active unit of a replica was started."""
+    def _replicas(self) -> list[dict[str, str]]:
         code, out, err = self._run(
             ["systemctl", "show", "--property=Id,ActiveState,InactiveExitTimestampMonotonic", "svc-*@*.service"]
         )
         if code != 0:
             raise FailedError(f"systemctl show: {err.strip()}")
+        return [dict(line.split("=", 1) for line in block.splitlines()) for block in out.strip().split("\n\n") if block]
+
+    def started(self) -> dict[str, float]:
+        """Return when each active unit of a replica was started."""
         booted = time.time() - time.monotonic()
-        units = [
-            dict(line.split("=", 1) for line in block.splitlines()) for block in out.strip().split("\n\n") if block
-        ]
         return {
             unit["Id"]: booted + int(unit["InactiveExitTimestampMonotonic"]) / 1e6
-            for unit in units
+            for unit in self._replicas()
             if unit["ActiveState"] == "active"
         }
 
+    def alive(self) -> list[str]:
+        """Return the units of replicas that run or that systemd will start again."""
+        return [unit["Id"] for unit in self._replicas() if unit["ActiveState"] not in {"inactive", "failed"}]
+
+    def known(self) -> set[str]:
+        """Return the names of services that have a network or files on this host."""
+        networks = {Path(path).stem.removeprefix("svc-") for path in glob.glob(f"{NETWORKS}/svc-*.json")}
+        return networks | {Path(path).name for path in glob.glob(f"{HOME}/*/")}
+
+    def forget(self, name: str) -> None:
+        """Remove the network of a service that does not run any more, its settings and its secrets."""
+        self._run(["systemctl", "stop", f"svc-{name}-network.service"])
+        if os.path.exists(f"{NETWORKS}/svc-{name}.json"):
+            code, _, err = self._run(["podman", "network", "rm", f"svc-{name}"])
+            if code != 0:
+                raise FailedError(f"the network of {name} was not removed: {err.strip()}")
+        shutil.rmtree(f"{HOME}/{name}", ignore_errors=True)
+
     def start(self, *units: str) -> None:
         """Start units, side by side, and return when all run or one failed."""
-        self._run(["systemctl", "reset-failed", *units])
+        self.reset(*units)
         code, _, err = self._run(["systemctl", "start", *units])
         if code != 0:
             raise FailedError(f"{err.strip()}\n{self.journal(*units)}")
@@ -107,6 +128,10 @@ class Units:
         code, _, err = self._run(["systemctl", "stop", *units])
         if code != 0:
             raise FailedError(err.strip())
+
+    def reset(self, *units: str) -> None:
+        """Forget that units failed, such as those whose container had to be killed when its time to finish was over."""
+        self._run(["systemctl", "reset-failed", *units])
 
     def journal(self, *units: str) -> str:
         """Return the last words of units."""
