@@ -156,6 +156,8 @@ def roles(current: Phase, only: str = "") -> Result:
         for playbook in ("image", "lab"):
             playbooks.run(playbook, LAB_INVENTORY, current, LOGS / f"roles-{playbook}.log", env=env)
         secrets.generate(_lab(env).state / "secrets.yml")
+        image = [sys.executable, "-m", "freehold.app_image", "build"]
+        current.run(image, LOGS / "roles-service-image.log", env=env, cwd=ROOT)
         groups = next(iter(playbooks.variables(LAB_INVENTORY, "edge", "groups").values()))["groups"]
         current.done, current.total = 0, len(names)
         return _run_apart([_scenario(name, env, groups) for name in names], current)
@@ -168,8 +170,10 @@ def _place_in_site(role: str) -> tuple[int, str]:
 
 def _scenario(role: str, env: dict[str, str], groups: dict[str, list[str]]) -> tuple[Check, set[str]]:
     """Return a role's scenario and the hosts that it works on."""
-    plays = yaml.safe_load((ROOT / f"roles/{role}/molecule/default/converge.yml").read_text())
-    patterns = {pattern for play in plays for pattern in re.split(r"[,:]", str(play.get("hosts", "")))}
+    folder = ROOT / f"roles/{role}/molecule/default"
+    files = [file for name in ("prepare", "converge") if (file := folder / f"{name}.yml").exists()]
+    plays = [play for file in files for play in yaml.safe_load(file.read_text())]
+    patterns = {pattern for play in plays for pattern in re.split(r"[,:]", str(play.get("hosts", "all")))}
     hosts = {host for pattern in patterns for host in groups.get(pattern, [pattern])}
     changes = {
         "FREEHOLD_ROLE": role,
