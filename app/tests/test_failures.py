@@ -229,6 +229,29 @@ def test_twenty_five_killed_workers_lose_nothing_and_settle_nothing_twice(
     assert platform.rabbitmq.depth(*QUEUES, DEAD_QUEUE) == 0
 
 
+def test_three_minutes_without_the_database_and_25_killed_workers_dead_letter_nothing(
+    platform: Platform, api: Api, workers: Workers, name: str
+) -> None:
+    rounds, seconds = 25, 180
+    workers.start()
+    addresses = [api.place({"P-00020": 1}, f"{name}-first", name)]
+    platform.postgres.stop(signal.SIGQUIT)
+    began = time.monotonic()
+    try:
+        for number in range(rounds):
+            addresses.append(api.place({"P-00020": 1}, f"{name}-{number}", name))
+            time.sleep(max(0.0, began + seconds * (number + 1) / rounds - time.monotonic()))
+            workers.stop(signal.SIGKILL)
+            workers.start(wait=False)
+    finally:
+        platform.postgres.start()
+    assert {api.decided(address)["state"] for address in addresses} == {"settled"}
+    with platform.postgres.admin() as after:
+        assert counts(after, name) == (len(addresses), len(addresses))
+    wait_until(lambda: platform.rabbitmq.depth(*QUEUES) == 0, "empty queues", 30)
+    assert platform.rabbitmq.depth(DEAD_QUEUE) == 0
+
+
 def test_what_is_no_order_goes_to_the_dead_letters_by_itself(
     platform: Platform, workers: Workers, connection: psycopg.Connection, name: str
 ) -> None:
