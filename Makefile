@@ -66,10 +66,6 @@ docs: venv ## write the roles' READMEs from their argument specs
 test: venv ## all four tiers
 	$(FREEHOLD) test
 
-.PHONY: test-full
-test-full: venv ## all tiers, and power cuts and a deploy while orders come in
-	FREEHOLD_FULL=1 $(FREEHOLD) test
-
 .PHONY: test-lint
 test-lint: venv ## what needs no host: linters, types, specs, inventories, documents
 	$(FREEHOLD) test lint

@@ -203,8 +203,7 @@ def _run_apart(checks: list[tuple[Check, set[str]]], current: Phase, at_once: in
 
 def system(current: Phase) -> Result:
     """Build the whole lab from nothing, then test what only a whole system can show."""
-    wanted = ["tests/fleet", "tests/smoke", "tests/system"]
-    wanted += ["tests/chaos", "tests/drills"] if os.environ.get("FREEHOLD_FULL") else []
+    wanted = ["tests/fleet", "tests/smoke", "tests/system", "tests/chaos", "tests/drills"]
     suites = [path for path in wanted if tracked(f"{path}/test_*")]
     if not suites:
         return Result()
@@ -215,7 +214,7 @@ def system(current: Phase) -> Result:
         return total
 
 
-# What `make test` runs; `make test-full` adds power cuts and drills to the last.
+# What `make test` runs.
 TIERS: dict[str, Callable[[Phase], Result]] = {"lint": lint, "app": app, "roles": roles, "system": system}
 
 
