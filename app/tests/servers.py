@@ -258,9 +258,9 @@ class Valkey:
 
     def connections(self) -> int:
         """Return how many connections of clients the nodes have, those too that a node has not taken or closed yet."""
-        lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-        ports = [int(line.split()[2].rpartition(":")[2], 16) for line in lines]
-        return sum(port in self.ports for port in ports)
+        ended = "06"  # TIME_WAIT
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return sum(int(line[2].rpartition(":")[2], 16) in self.ports for line in lines if line[3] != ended)
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to every node."""

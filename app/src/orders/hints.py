@@ -13,7 +13,7 @@ from orders import metrics
 from orders.settings import Settings
 
 _LOG = logging.getLogger(__name__)
-_ANSWERED, _FAILED = metrics.HINTS.labels("answered"), metrics.HINTS.labels("failed")
+_ANSWERED, _FAILED, _SPARED = (metrics.HINTS.labels(outcome) for outcome in ("answered", "failed", "spared"))
 
 DEADLINE_SECONDS = 0.1
 REST_SECONDS = 1.0
@@ -125,7 +125,10 @@ class Hints:
         return None if self._spares(name) else await self._under_deadline(name, command(client))
 
     def _spares(self, node: str) -> bool:
-        return self._calls[node] >= MOST_CALLS or asyncio.get_running_loop().time() < self._resting.get(node, 0.0)
+        spares = self._calls[node] >= MOST_CALLS or asyncio.get_running_loop().time() < self._resting.get(node, 0.0)
+        if spares:
+            _SPARED.inc()
+        return spares
 
     async def _under_deadline(self, node: str, command: Awaitable[Any]) -> Any:  # noqa: ANN401
         self._calls[node] += 1
