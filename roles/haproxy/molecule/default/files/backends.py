@@ -1,6 +1,6 @@
 """Two host proxies as the edge sees them, on the loopback: mTLS, and each does what a request's header asks of it.
 
-`X-Test: app1=503 app2=slow` makes app1 answer 503 and app2 wait longer than any route allows; `empty` closes the connection.
+`X-Test: app1=503 app2=slow` makes app1 answer 503 and app2 wait longer than an attempt at order intake may last; `empty` closes the connection.
 Every other answer is 200. The body is a JSON object that tells what arrived, and how often X-Test-Id arrived until now.
 """
 
