@@ -170,6 +170,8 @@ def _place_in_site(role: str) -> tuple[int, str]:
 
 def _scenario(role: str, env: dict[str, str], groups: dict[str, list[str]]) -> tuple[Check, set[str]]:
     """Return a role's scenario and the hosts that it works on."""
+    kept = _lab(env).state / "molecule" / role
+    shutil.rmtree(kept, ignore_errors=True)  # of a lab that was kept: it says that all is prepared
     folder = ROOT / f"roles/{role}/molecule/default"
     files = [file for name in ("prepare", "converge") if (file := folder / f"{name}.yml").exists()]
     plays = [play for file in files for play in yaml.safe_load(file.read_text())]
@@ -177,7 +179,7 @@ def _scenario(role: str, env: dict[str, str], groups: dict[str, list[str]]) -> t
     hosts = {host for pattern in patterns for host in groups.get(pattern, [pattern])}
     changes = {
         "FREEHOLD_ROLE": role,
-        "MOLECULE_EPHEMERAL_DIRECTORY": str(_lab(env).state / "molecule" / role),
+        "MOLECULE_EPHEMERAL_DIRECTORY": str(kept),
         "NO_COLOR": "1",
         "COLUMNS": "160",
     }

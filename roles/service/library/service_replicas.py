@@ -14,11 +14,11 @@ DOCUMENTATION = r"""
 module: service_replicas
 short_description: Run the replicas of this host's services
 description:
-  - C(retired) stops replicas that are too many or whose service is gone, each after its last request, and removes network,
-    settings and secrets of services that are gone. It comes before their units are removed.
+  - C(retired) stops replicas that are too many, each after its last request, and those whose service is gone, with network,
+    settings and secrets of that service. It comes before their units are removed.
   - C(running) starts replicas that are missing and waits until all that it started are ready. It leaves running ones alone, and
-    names the services whose replicas run with older files than the host has now. A service that has no record yet is prepared by its one-off container before its first replica, and
-    recorded when it is ready.
+    names the services whose replicas run with older files than the host has now. A service that has no record yet is
+    prepared by its one-off container before its first replica, and recorded when it is ready.
   - C(rolled) replaces those older replicas one by one, and returns when the last is ready. Where a service has a single replica
     on the host, the host first tells the edges to go elsewhere, then finishes its requests.
   - C(prepared) runs the one-off containers.

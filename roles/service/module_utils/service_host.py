@@ -114,7 +114,8 @@ class Units:
             code, _, err = self._run(["podman", "network", "rm", f"svc-{name}"])
             if code != 0:
                 raise FailedError(f"the network of {name} was not removed: {err.strip()}")
-        shutil.rmtree(f"{HOME}/{name}", ignore_errors=True)
+        if os.path.exists(f"{HOME}/{name}"):
+            shutil.rmtree(f"{HOME}/{name}")
 
     def start(self, *units: str) -> None:
         """Start units, side by side, and return when all run or one failed."""
