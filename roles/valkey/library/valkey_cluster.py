@@ -190,7 +190,11 @@ class Cluster:
         alive = [primary for primary in view.primaries if not primary.failing]
         count = {primary.id: len([node for node in view.replicas[primary.id] if not node.failing]) for primary in alive}
         wanted = {(item["address"], item["port"]): item for item in self._instances}
-        idle = [node for node in view.nodes if "master" in node.flags and not node.slots and node.place in self._open]
+        idle = [
+            node
+            for node in view.nodes
+            if "master" in node.flags and not node.slots and node.place in self._open and self._is_idle(node)
+        ]
         order = list(wanted)
         for node in sorted(idle, key=lambda node: order.index(node.place)):
             position = [address for address, _ in self._planned_primaries()].index(node.address)
@@ -209,6 +213,10 @@ class Cluster:
                 raise RefusedError(f"{node.address}:{node.port} does not learn of {target.address}:{target.port}")
             connection.call("CLUSTER", "REPLICATE", target.id)
             count[target.id] += 1
+
+    def _is_idle(self, node: Node) -> bool:
+        """Ask the node itself: who has just come back may not know yet that another has taken over its slots."""
+        return any("myself" in own.flags and not own.slots for own in self._open[node.place].nodes())
 
     def _forget(self, seed: tuple[str, int]) -> None:
         """Forget members that are gone for good: no slots, and their place taken by another or no longer wanted."""
