@@ -68,7 +68,7 @@ class Roll:
         self._until(self._healthy, "its cluster is not healthy, so it is not restarted")
         self._until(self._is_replica, "its replica does not take the shard over, so it is not restarted")
         self._module.run_command(["systemctl", "restart", self._unit], check_rc=True)
-        self._until(self._back, "it was restarted and does not follow its primary")
+        self._until(self._back, "it was restarted and is not back in its cluster")
 
     def _until(self, condition: Callable[[], object], otherwise: str) -> None:
         if not wait_for(condition, self._module.params["timeout"], 0.5):
@@ -91,7 +91,9 @@ class Roll:
 
     def _back(self) -> bool:
         with Connection(*self._place, self._login) as connection:
-            return bool(synced(connection) and self._view(connection).healthy())
+            # It was a replica when it stopped. A primary now has been made one since, by what spreads them.
+            back = synced(connection) or connection.info("replication")["role"] == "master"
+            return bool(back and self._view(connection).healthy())
 
 
 def main() -> None:
