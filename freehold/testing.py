@@ -171,7 +171,8 @@ def _place_in_site(role: str) -> tuple[int, str]:
 def _scenario(role: str, env: dict[str, str], groups: dict[str, list[str]]) -> tuple[Check, set[str]]:
     """Return a role's scenario and the hosts that it works on."""
     kept = _lab(env).state / "molecule" / role
-    shutil.rmtree(kept, ignore_errors=True)  # of a lab that was kept: it says that all is prepared
+    if kept.exists():  # of a lab that was kept: it says that all is prepared
+        shutil.rmtree(kept)
     folder = ROOT / f"roles/{role}/molecule/default"
     files = [file for name in ("prepare", "converge") if (file := folder / f"{name}.yml").exists()]
     plays = [play for file in files for play in yaml.safe_load(file.read_text())]
