@@ -153,6 +153,8 @@ def roles(current: Phase, only: str = "") -> Result:
             raise ValueError(f"ROLE={only}: roles/{only}/molecule/default/verify.yml does not exist")
         return Result()
     with lab("roles", current) as env:
+        fetch = [sys.executable, "-m", "freehold.artifacts", str(_lab(env).state / "artifacts")]
+        current.run(fetch, LOGS / "roles-artifacts.log", env=env, cwd=ROOT)
         for playbook in ("image", "lab"):
             playbooks.run(playbook, LAB_INVENTORY, current, LOGS / f"roles-{playbook}.log", env=env)
         secrets.generate(_lab(env).state / "secrets.yml")

@@ -85,6 +85,12 @@ def _service_image(run: Run, current: Phase) -> None:
     current.text = run.log("service-image").read_text().strip().rpartition("\n")[2]
 
 
+def _artifacts(run: Run, current: Phase) -> None:
+    state = next(iter(playbooks.variables(run.inventory, "all", "topology_state_dir").values()))["topology_state_dir"]
+    current.run([sys.executable, "-m", "freehold.artifacts", f"{state}/artifacts"], run.log("artifacts"), cwd=ROOT)
+    current.text = run.log("artifacts").read_text().strip().rpartition("\n")[2]
+
+
 def _validate(run: Run, current: Phase) -> None:
     playbooks.run("validate", run.inventory, current, run.log("validate"))
 
@@ -127,6 +133,7 @@ def up(inventory: str) -> None:
         run.phase("secrets", _secrets)
         run.phase("service image", _service_image)
     run.phase("validate", _validate)
+    run.phase("artifacts", _artifacts)
     if run.is_lab:
         run.phase("golden images", _golden_images)
         run.phase("hosts", _hosts)
