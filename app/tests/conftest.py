@@ -25,14 +25,16 @@ def platform() -> Iterator[Platform]:
         try:
             platform.rabbitmq.start()
             platform.postgres.create()
+            platform.keycloak.start()
             platform.valkey.create()
             platform.rabbitmq.create()
             for arguments in (["migrate"], ["seed", "--products", "100"]):
                 status, output = platform.finish(*arguments)
                 assert status == 0, output
+            platform.keycloak.wait()
             yield platform
         finally:
-            for server in (platform.postgres, platform.valkey, platform.rabbitmq):
+            for server in (platform.keycloak, platform.postgres, platform.valkey, platform.rabbitmq):
                 server.remove()
 
 
@@ -45,6 +47,7 @@ def api(platform: Platform) -> Iterator[Api]:
     # What happens in tests is foreseen: none of it is a defect's log line.
     defects = [line for line in api.process.log.read_text().splitlines() if '"ERROR","logger":"orders' in line]
     assert not defects
+    assert "eyJ" not in api.process.log.read_text()  # with which every token begins
 
 
 @pytest.fixture(scope="session")

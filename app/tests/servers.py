@@ -1,8 +1,10 @@
-"""The real servers, started for a run of the tests: PostgreSQL behind PgBouncer, a Valkey cluster, three RabbitMQ brokers.
+"""The real servers, started for a run of the tests: PostgreSQL behind PgBouncer, a Valkey cluster, three RabbitMQ brokers, Keycloak.
 
-All of them speak TLS, with accounts that may do no more than in production.
+All of them speak TLS, with accounts that may do no more than in production; Keycloak is asked for its keys without TLS as well.
 """
 
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -10,14 +12,21 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 
+import httpx
+import jwt
 import pika
 import psycopg
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 POSTGRES_BIN = Path("/usr/lib/postgresql/17/bin")
+KEYCLOAK = Path("/opt/keycloak")
 RABBITMQ = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 PASSWORD = "a password of the tests"
 START_SECONDS = 90.0
@@ -98,6 +107,18 @@ class Process:
         return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
 
 
+@contextmanager
+def frozen(*processes: Process) -> Iterator[None]:
+    """Stop processes as a power cut does to those who talk to them: no answer, no end of the connection."""
+    for process in processes:
+        process.send(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.send(signal.SIGCONT)
+
+
 class Certificates:
     """A CA and one certificate, for all servers."""
 
@@ -159,16 +180,17 @@ class Postgres(Process):
         )
         self.start()
         with self.admin("postgres") as connection:
-            for role in ("orders_owner", "orders"):
+            for role in ("orders_owner", "orders", "keycloak"):
                 connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
             connection.execute("CREATE DATABASE orders OWNER orders_owner")
+            connection.execute("CREATE DATABASE keycloak OWNER keycloak")
         (self._data / "pg_hba.conf").write_text(
             "local all postgres trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n"
         )
         with self.admin("postgres") as connection:
             connection.execute("SELECT pg_reload_conf()")
         users = self.folder / "userlist.txt"
-        users.write_text("".join(f'"{role}" "{PASSWORD}"\n' for role in ("orders_owner", "orders")))
+        users.write_text("".join(f'"{role}" "{PASSWORD}"\n' for role in ("orders_owner", "orders", "keycloak")))
         configuration = self.folder / "pgbouncer.ini"
         configuration.write_text(
             f"[databases]\n* = host=127.0.0.1 port={self.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
@@ -176,6 +198,7 @@ class Postgres(Process):
             f"client_tls_sslmode = require\nclient_tls_key_file = {key}\nserver_tls_sslmode = require\n"
             f"client_tls_cert_file = {self._certificates.certificate}\nserver_login_retry = 1\nmax_client_conn = 300\n"
             f"server_connect_timeout = 2\nunix_socket_dir =\nlog_connections = 0\nlog_disconnections = 0\n"
+            "ignore_startup_parameters = extra_float_digits,options\n"
         )
         self.pooler.spawn(["/usr/sbin/pgbouncer", str(configuration)], user="postgres")
         wait_until(lambda: listens(self.pooler_port), "PgBouncer")
@@ -403,3 +426,163 @@ class RabbitMQ:
 def _settled(broker: Process) -> bool:
     """Return whether a starting broker is up, or has given up."""
     return b"Server startup complete" in broker.log.read_bytes() or not broker.running
+
+
+class SigningKey:
+    """A key pair that tokens can be signed with."""
+
+    def __init__(self) -> None:
+        self.private = generate_private_key(65537, 2048)
+        public = self.private.public_key()
+        self.public_pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        # As Keycloak names keys.
+        digest = hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+        self.kid = urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+    def provider(self, priority: int) -> dict[str, object]:
+        """Return Keycloak's key provider for this key; the one of highest priority signs."""
+        pem = self.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        config = {"privateKey": [pem], "priority": [str(priority)], "algorithm": ["RS256"]}
+        return {"name": self.kid, "providerId": "rsa", "config": config}
+
+
+class Keycloak(Process):
+    """Keycloak with the realm of the service. Tokens are signed here by the realm's key, except those that it issues itself."""
+
+    port, tls_port, management_port = 8180, 8543, 8190
+    url = f"http://127.0.0.1:{port}/auth"
+    issuer = "https://identity.test/auth/realms/freehold"
+    jwks_path = "/realms/freehold/protocol/openid-connect/certs"
+    client_secret = "a secret of the tests"
+
+    def __init__(self, folder: Path, certificates: Certificates) -> None:
+        folder.mkdir()
+        super().__init__(folder, "keycloak")
+        self._certificates = certificates
+        self.key = SigningKey()
+        self.bearer = cache(self._bearer)
+
+    def start(self) -> None:
+        """Start it, and import the realm where there is none; return at once."""
+        realms = KEYCLOAK / "data" / "import"
+        realms.mkdir(parents=True, exist_ok=True)
+        (realms / "freehold-realm.json").write_text(json.dumps(self._realm()))
+        c = self._certificates
+        self.spawn(
+            [
+                *(str(KEYCLOAK / "bin" / "kc.sh"), "start", "--optimized", "--import-realm"),
+                *("--hostname=https://identity.test/auth", "--http-enabled=true", "--http-host=127.0.0.1"),
+                *(f"--http-port={self.port}", f"--https-port={self.tls_port}"),
+                *(f"--https-certificate-file={c.certificate}", f"--https-certificate-key-file={c.key}"),
+                f"--http-management-port={self.management_port}",
+                f"--db-url=jdbc:postgresql://127.0.0.1:{Postgres.pooler_port}/keycloak?sslmode=verify-full&sslrootcert={c.ca}",
+                *("--db-username=keycloak", "--db-pool-max-size=5"),
+            ],
+            {
+                "KC_DB_PASSWORD": PASSWORD,
+                "KC_BOOTSTRAP_ADMIN_USERNAME": "admin",
+                "KC_BOOTSTRAP_ADMIN_PASSWORD": PASSWORD,
+                "JAVA_OPTS_KC_HEAP": "-Xms64m -Xmx384m",
+                "JAVA_OPTS_APPEND": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+            },
+        )
+
+    def _realm(self) -> dict[str, object]:
+        audience = {
+            "name": "audience",
+            "protocol": "openid-connect",
+            "protocolMapper": "oidc-audience-mapper",
+            "config": {"included.custom.audience": "orders", "access.token.claim": "true"},
+        }
+        return {
+            "realm": "freehold",
+            "enabled": True,
+            "sslRequired": "all",
+            "roles": {"realm": [{"name": "customer"}, {"name": "operator"}]},
+            "clients": [
+                {
+                    "clientId": "shop",
+                    "secret": self.client_secret,
+                    "standardFlowEnabled": False,
+                    "serviceAccountsEnabled": True,
+                    "protocolMappers": [audience],
+                }
+            ],
+            "users": [
+                {
+                    "username": "service-account-shop",
+                    "enabled": True,
+                    "serviceAccountClientId": "shop",
+                    "realmRoles": ["customer"],
+                }
+            ],
+            "components": {"org.keycloak.keys.KeyProvider": [self.key.provider(100)]},
+        }
+
+    def wait(self) -> None:
+        """Return once it gives out its keys."""
+        wait_until(lambda: self.key.kid in self.kids() or not self.running, "Keycloak")
+        assert self.running, self.tail()
+
+    def kids(self) -> list[str]:
+        """Return the names of the keys that it gives out now; none where it does not answer."""
+        try:
+            answer = httpx.get(self.url + self.jwks_path, timeout=5)
+        except httpx.TransportError:
+            return []
+        return [key["kid"] for key in answer.json()["keys"]] if answer.is_success else []
+
+    def issue(self) -> str:
+        """Return an access token that Keycloak issues to a machine, a customer."""
+        form = {"grant_type": "client_credentials", "client_id": "shop", "client_secret": self.client_secret}
+        answer = httpx.post(f"{self.url}/realms/freehold/protocol/openid-connect/token", data=form, timeout=10)
+        return str(answer.raise_for_status().json()["access_token"])
+
+    def token(self, subject: str, *roles: str, **claims: object) -> str:
+        """Return an access token as Keycloak would issue it."""
+        return self.sign(self.claims(subject, *roles, **claims), self.key)
+
+    @staticmethod
+    def sign(claims: dict[str, object], key: SigningKey) -> str:
+        """Return claims as a token by any key."""
+        return jwt.encode(claims, key.private, "RS256", headers={"kid": key.kid})
+
+    def claims(self, subject: str, *roles: str, **claims: object) -> dict[str, object]:
+        """Return what an access token says, with some claims changed; those that are None are left out."""
+        now = int(time.time())
+        found = {
+            "iss": self.issuer,
+            "aud": "orders",
+            "azp": "shop",
+            "exp": now + 3600,
+            "iat": now,
+            "realm_access": {"roles": roles},
+            "sub": subject,
+            "typ": "Bearer",
+            **claims,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _bearer(self, subject: str, *roles: str) -> Mapping[str, str]:
+        return {"Authorization": f"Bearer {self.token(subject, *(roles or ('customer',)))}"}
+
+    def admin(self, method: str, path: str, content: object = None) -> httpx.Response:
+        """Do something to the realm as its administrator."""
+        form = {"grant_type": "password", "client_id": "admin-cli", "username": "admin", "password": PASSWORD}
+        with httpx.Client(base_url=self.url, timeout=20) as client:
+            answer = client.post("/realms/master/protocol/openid-connect/token", data=form)
+            headers = {"Authorization": f"Bearer {answer.raise_for_status().json()['access_token']}"}
+            return client.request(
+                method, f"/admin/realms/freehold{path}", json=content, headers=headers
+            ).raise_for_status()
+
+    def add(self, key: SigningKey) -> str:
+        """Have it give out one more key, and return where that can be removed."""
+        kind = {"providerType": "org.keycloak.keys.KeyProvider", "parentId": self.admin("GET", "").json()["id"]}
+        answer = self.admin("POST", "/components", {**key.provider(1), **kind})
+        return f"/components/{answer.headers['location'].rpartition('/')[2]}"
+
+    def remove(self) -> None:
+        """End it."""
+        self.send(signal.SIGCONT)
+        self.stop(signal.SIGKILL)

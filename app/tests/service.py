@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 
 from orders.ordering.schemas import State
-from servers import PASSWORD, Certificates, Postgres, Process, RabbitMQ, Valkey, wait_until
+from servers import PASSWORD, Certificates, Keycloak, Postgres, Process, RabbitMQ, Valkey, wait_until
 
 HMAC_KEY = "the key of the tests, which is long enough"
 NUMBERS = itertools.count(1)
@@ -30,6 +30,7 @@ class Platform:
         self.postgres = Postgres(folder / "postgres", self.certificates)
         self.valkey = Valkey(folder / "valkey", self.certificates)
         self.rabbitmq = RabbitMQ(folder / "rabbitmq", self.certificates)
+        self.keycloak = Keycloak(folder / "keycloak", self.certificates)
         self.secrets = folder / "secrets"
         self.secrets.mkdir()
         for name in ("database", "owner_database", "rabbitmq", "valkey"):
@@ -44,6 +45,8 @@ class Platform:
             "ORDERS_DATABASE_RO_URL": self.postgres.url(),
             "ORDERS_RABBITMQ_NODES": self.rabbitmq.addresses,
             "ORDERS_VALKEY_CACHE_NODES": self.valkey.addresses,
+            "ORDERS_OIDC_ISSUER": self.keycloak.issuer,
+            "ORDERS_OIDC_JWKS_URL": self.keycloak.url + self.keycloak.jwks_path,
             "ORDERS_SECRETS_DIR": str(self.secrets),
             "ORDERS_CA_FILE": str(self.certificates.ca),
         }
@@ -63,12 +66,13 @@ class Platform:
 
 
 class Api:
-    """One instance of the service."""
+    """One instance of the service. Orders are placed as the customer that is named, everything else is asked as an operator."""
 
     def __init__(self, platform: Platform, port: int, **environment: str) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.process = platform.run("serve", ORDERS_PORT=str(port), **environment)
-        self.client = httpx.Client(base_url=self.url, timeout=10)
+        self.bearer = platform.keycloak.bearer
+        self.client = httpx.Client(base_url=self.url, timeout=10, headers=self.bearer("staff", "operator"))
 
     def wait_until_ready(self) -> None:
         """Return once it wants requests."""
@@ -85,7 +89,7 @@ class Api:
     def order(self, lines: dict[str, int], key: str, customer: str = "c1") -> httpx.Response:
         """Place an order."""
         body = {"lines": [{"sku": sku, "quantity": quantity} for sku, quantity in lines.items()]}
-        return self.client.post("/v1/orders", json=body, headers={"Idempotency-Key": key, "X-Customer-Id": customer})
+        return self.client.post("/v1/orders", json=body, headers={"Idempotency-Key": key, **self.bearer(customer)})
 
     def place(self, lines: dict[str, int], key: str, customer: str = "c1") -> str:
         """Place an order that must be accepted, at the latest when it is sent again, as the edge does; return its address."""

@@ -3,9 +3,7 @@
 import json
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -13,22 +11,10 @@ import psycopg
 import pytest
 
 from orders.ordering.identity import Identities
-from servers import DEAD_QUEUE, QUEUE_ARGUMENTS, QUEUES, Process, wait_until
+from servers import DEAD_QUEUE, QUEUE_ARGUMENTS, QUEUES, frozen, wait_until
 from service import HMAC_KEY, NUMBERS, Api, Platform, Workers
 
 IDENTITIES = Identities([HMAC_KEY.encode()])
-
-
-@contextmanager
-def frozen(*processes: Process) -> Iterator[None]:
-    """Stop processes as a power cut does to those who talk to them: no answer, no end of the connection."""
-    for process in processes:
-        process.send(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.send(signal.SIGCONT)
 
 
 def message(name: str, number: int, lines: list[tuple[str, int]]) -> tuple[UUID, bytes]:

@@ -21,6 +21,7 @@ def test_no_request_breaks_the_interface_or_gets_an_undocumented_answer(api: Api
                 "--seed=1",
                 "--generation-database=none",
             ),
+            f"--header=Authorization: {api.bearer('c1')['Authorization']}",
         ],
         capture_output=True,
         text=True,
@@ -35,5 +36,7 @@ def test_no_request_breaks_the_interface_or_gets_an_undocumented_answer(api: Api
 def test_the_document_is_openapi_31_and_names_every_error(api: Api) -> None:
     document = api.client.get("/v1/schema/openapi.json").json()
     assert document["openapi"].startswith("3.1")
-    assert set(document["paths"]["/v1/orders"]["post"]["responses"]) == {"202", "400", "409", "413", "415", "503"}
+    assert set(document["paths"]["/v1/orders"]["post"]["responses"]) == {
+        *("202", "400", "401", "403", "409", "413", "415", "503")
+    }
     assert {"/v1/products", "/v1/products/{sku}", "/v1/orders/{order_id}", "/livez", "/readyz"} < set(document["paths"])

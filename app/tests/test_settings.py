@@ -1,9 +1,11 @@
 """Settings and secrets are refused by name."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from orders.asgi import create_app
 from orders.settings import Settings, SettingsError
 from service import Platform
 
@@ -25,6 +27,35 @@ def test_a_wrong_setting_is_named(change: dict[str, str | None], named: str) -> 
     environment = {name: value for name, value in {**GOOD, **change}.items() if value is not None}
     with pytest.raises(SettingsError, match=named):
         Settings.from_environment(environment)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"ORDERS_OIDC_ISSUER": ""}, "ORDERS_OIDC_ISSUER is empty"),
+        ({"ORDERS_OIDC_JWKS_URL": ""}, "ORDERS_OIDC_JWKS_URL is empty"),
+        ({"ORDERS_OIDC_AUDIENCE": ""}, "ORDERS_OIDC_AUDIENCE is empty"),
+        ({"ORDERS_OIDC_JWKS_URL": "identity:8080/certs"}, "ORDERS_OIDC_JWKS_URL: 'identity:8080/certs' is not http"),
+        ({"ORDERS_OIDC_JWKS_URL": "http://"}, "ORDERS_OIDC_JWKS_URL: 'http://' is not http"),
+        ({"ORDERS_OIDC_JWKS_URL": "http://[::1"}, "ORDERS_OIDC_JWKS_URL"),
+        ({"ORDERS_OIDC_JWKS_URL": "http://identity:port/"}, "ORDERS_OIDC_JWKS_URL"),
+    ],
+)
+def test_nothing_is_served_by_settings_that_check_no_tokens(
+    platform: Platform, change: dict[str, str], named: str
+) -> None:
+    settings = Settings.from_environment({**platform.environment, **change})
+    with pytest.raises(SettingsError, match=re.escape(named)):
+        create_app(settings)
+
+
+def test_only_serve_needs_to_know_whose_tokens_count(platform: Platform) -> None:
+    unknown = {"ORDERS_OIDC_ISSUER": "", "ORDERS_OIDC_JWKS_URL": ""}
+    assert platform.finish("migrate", **unknown) == (0, "")
+    assert platform.finish("serve", **unknown) == (
+        2,
+        "orders: ORDERS_OIDC_ISSUER is empty; nothing is served unchecked.\n",
+    )
 
 
 def test_a_missing_empty_or_short_secret_is_named(tmp_path: Path) -> None:

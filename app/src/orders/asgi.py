@@ -3,12 +3,15 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from litestar import Litestar
+from litestar import Litestar, Router
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.types import ASGIApp
 
+from orders.access.guards import COMPONENTS, Guard, provide_caller, require_declarations
+from orders.access.keys import Keys
+from orders.access.schemas import Access
+from orders.access.tokens import Tokens
 from orders.catalogue.controller import CatalogueController
 from orders.catalogue.service import Catalogue
 from orders.database import Database
@@ -27,15 +30,17 @@ def _shared(part: object) -> Provide:
     return Provide(lambda: part, sync_to_thread=False)
 
 
-def create_app(settings: Settings | None = None) -> ASGIApp:
+def create_app(settings: Settings | None = None) -> Instrument:
     """Build the application; without settings they come from the environment.
 
     Raises:
         SettingsError: a required variable or secret is missing or malformed; the message names it.
+        ImproperlyConfiguredException: a route does not declare who may call it.
     """
     settings = settings or Settings.from_environment()
     database = Database(settings)
     hints = Hints(settings)
+    keys = Keys(settings, hints)
     publisher = Publisher(settings)
     orders = Orders(Identities(settings.hmac_keys()), publisher, hints, database)
     catalogue = Catalogue(database)
@@ -43,21 +48,32 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     @asynccontextmanager
     async def connections(_app: Litestar) -> AsyncIterator[None]:
         hints.start()
+        keys.start()
         publisher.start()
         yield
         await publisher.stop()
+        await keys.stop()
         await hints.stop()
 
-    parts = {"catalogue": catalogue, "orders": orders, "publisher": publisher, "database": database}
+    parts = {"catalogue": catalogue, "orders": orders, "publisher": publisher, "database": database, "keys": keys}
     app = Litestar(
         route_handlers=[CatalogueController, OrderController, livez, readyz, figures],
-        dependencies={name: _shared(part) for name, part in parts.items()},
+        dependencies={name: _shared(part) for name, part in parts.items()}
+        | {"caller": Provide(provide_caller, sync_to_thread=False)},
+        guards=[Guard(Tokens(settings, keys))],
         lifespan=[database.lifespan, connections],
         exception_handlers={Exception: problem_response},
         request_max_body_size=MOST_BYTES,
         openapi_config=OpenAPIConfig(
-            title="Orders", version="1", path="/v1/schema", render_plugins=[JsonRenderPlugin(path="/openapi.json")]
+            title="Orders",
+            version="1",
+            components=COMPONENTS,
+            openapi_router=Router(
+                "/v1/schema", route_handlers=[], include_in_schema=False, opt={"access": Access.PUBLIC}
+            ),
+            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
         ),
         logging_config=None,
     )
+    require_declarations(app)
     return Instrument(app)

@@ -15,7 +15,9 @@ def _serve(settings: Settings, _arguments: argparse.Namespace) -> None:
     from granian import Granian  # noqa: PLC0415  (each command starts with what it needs only)
     from granian.constants import Interfaces  # noqa: PLC0415
 
-    settings.hmac_keys()  # a wrong setting ends this process here, in a line, rather than Granian's in a traceback
+    # A wrong setting ends this process here, in a line, rather than Granian's in a traceback.
+    settings.hmac_keys()
+    settings.identity_provider()
     Granian(
         "orders.asgi:create_app",
         factory=True,

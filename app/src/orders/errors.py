@@ -49,5 +49,17 @@ class KeyReusedError(Exception):
     """The Idempotency-Key was used with another body."""
 
 
+class UnauthorizedError(Exception):
+    """Who asks has no token, or none that counts, for a reason that the client may read."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class ForbiddenError(Exception):
+    """Who asks is known, and may not do this."""
+
+
 class UnavailableError(Exception):
     """What is needed for the answer is away for the moment."""

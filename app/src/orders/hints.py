@@ -24,9 +24,10 @@ MOST_CALLS = 4
 PREFIX = "orders:"
 
 
-def order_hint(identifier: UUID) -> str:
-    """Return the key under which Valkey may know an order that was decided."""
-    return f"order:{identifier}"
+def decided_hint(identifier: UUID) -> str:
+    """Return the key under which Valkey may know an order that was decided: whose it is, a line's end, and its JSON."""
+    # Not "order:", where earlier versions, which may run beside this one, have and look for the JSON alone.
+    return f"decided:{identifier}"
 
 
 class Hints:
@@ -91,9 +92,15 @@ class Hints:
             connection_error_retry_attempts=0,
         )
 
-    async def get(self, key: str) -> bytes | None:
-        """Return what is remembered under a key, none where nothing is or where Valkey does not say so in time."""
-        answer: bytes | None = await self._ask(key, lambda client: client.get(PREFIX + key))
+    async def get(self, key: str, lifetime: int | None = None) -> bytes | None:
+        """Return what is remembered under a key, none where nothing is or where Valkey does not say so in time.
+
+        With a lifetime, in seconds, it is remembered for so long from now on.
+        """
+        if lifetime is None:
+            answer: bytes | None = await self._ask(key, lambda client: client.get(PREFIX + key))
+        else:
+            answer = await self._ask(key, lambda client: client.getex(PREFIX + key, ex=lifetime))
         return answer
 
     async def claim(self, key: str, value: bytes) -> bytes | None:
@@ -103,15 +110,15 @@ class Hints:
         )
         return answer
 
-    async def remember(self, values: Mapping[str, bytes]) -> None:
-        """Remember values, each under its key."""
+    async def remember(self, values: Mapping[str, bytes], lifetime: int = LIFETIME_SECONDS) -> bool:
+        """Remember values, each under its key, for some seconds; return whether Valkey took them in time."""
         client = self._client
         if client is None or not values or self._spares("pipeline"):
-            return
+            return False
         pipeline = client.pipeline()
         for key, value in values.items():
-            pipeline.set(PREFIX + key, value, ex=LIFETIME_SECONDS)
-        await self._under_deadline("pipeline", pipeline.execute())
+            pipeline.set(PREFIX + key, value, ex=lifetime)
+        return await self._under_deadline("pipeline", pipeline.execute()) is not None
 
     async def _ask(self, key: str, command: Callable[[ValkeyCluster], Awaitable[Any]]) -> Any:  # noqa: ANN401
         client = self._client

@@ -5,8 +5,9 @@ import re
 from time import perf_counter
 from typing import Any
 
+from litestar import Litestar
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import Message, Receive, Scope, Send
 from prometheus_client import Histogram
 
 from orders import metrics
@@ -18,14 +19,14 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 class Instrument:
     """Wraps the whole application: one function call a request, not a middleware a concern."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: Litestar) -> None:
+        self.app = app
         self._children: dict[tuple[str, str, int], Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != ScopeType.HTTP:
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         started = perf_counter()
         status = 500
@@ -41,7 +42,7 @@ class Instrument:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            await self.app(scope, receive, send_with_id)
         finally:
             self._observe(scope, status, perf_counter() - started)
 

@@ -46,8 +46,12 @@ def log_config(level: str) -> dict[str, Any]:
         "formatters": {"json": {"()": "orders.logs.JsonFormatter"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "stream": "ext://sys.stderr", "formatter": "json"}},
         "root": {"level": level, "handlers": ["stderr"]},
-        # Both tell of every attempt to connect while a server is away; what matters of it is told by us.
-        "loggers": {"pika": {"level": "CRITICAL"}, "psycopg.pool": {"level": "ERROR"}},
+        # They tell of every attempt to connect, and of every request of ours; what matters of it is told by us.
+        "loggers": {
+            "pika": {"level": "CRITICAL"},
+            "psycopg.pool": {"level": "ERROR"},
+            "httpx": {"level": "WARNING"},
+        },
     }
 
 

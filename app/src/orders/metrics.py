@@ -21,6 +21,12 @@ CACHE = Counter("orders_cache", "Reads of the process's own cache.", ("outcome",
 HINTS = Counter("orders_hints", "Calls of Valkey, which helps and is never needed.", ("outcome",))
 REPLICA_FALLBACKS = Counter("orders_replica_fallbacks", "Reads that went to the primary, no replica having answered.")
 
+TOKENS = Counter("orders_tokens", "Access tokens by what became of them.", ("outcome",))
+KEY_READS = Counter("orders_jwks_reads", "Reads of the identity provider's keys, or of Valkey's copy.", ("outcome",))
+KEYS_READ_AT = Gauge(
+    "orders_jwks_read_timestamp_seconds", "When the identity provider last gave its keys; 0: not since the start."
+)
+
 BATCH_ORDERS = Histogram("orders_batch_orders", "Orders in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512))
 BATCH_SECONDS = Histogram("orders_batch_seconds", "Time to settle a batch and commit it.", buckets=_SECONDS)
 SETTLED = Counter("orders_worker_orders", "Orders by what the worker made of them.", ("outcome",))

@@ -17,10 +17,12 @@ from orders.errors import (
     MEDIA_TYPE,
     BadRequestError,
     FieldError,
+    ForbiddenError,
     KeyReusedError,
     MediaTypeError,
     NotFoundError,
     Problem,
+    UnauthorizedError,
     UnavailableError,
 )
 from orders.logs import REQUEST_ID
@@ -54,6 +56,8 @@ EXCEPTION_TO_PROBLEM: Mapping[type[Exception], Callable[[Any], Problem]] = {
     BadRequestError: lambda error: Problem(
         400, "Bad Request", detail="The request is malformed.", errors=[FieldError(error.field, error.detail)]
     ),
+    UnauthorizedError: lambda error: Problem(401, "Unauthorized", detail=error.reason or "An access token is needed."),
+    ForbiddenError: lambda error: Problem(403, "Forbidden", detail=str(error)),
     MediaTypeError: lambda error: Problem(415, "Unsupported Media Type", detail=str(error)),
     KeyReusedError: lambda error: Problem(409, "Conflict", detail=str(error)),
     UnavailableError: lambda error: Problem(503, "Service Unavailable", detail=str(error)),
@@ -72,8 +76,17 @@ def problem_response(request: Request[Any, Any, Any], error: Exception) -> Respo
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    elif isinstance(error, UnauthorizedError | ForbiddenError):
+        headers["WWW-Authenticate"] = _challenge(error)
     content = msgspec.json.encode(msgspec.structs.replace(problem, request_id=REQUEST_ID.get()))
     return Response(content, status_code=problem.status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def _challenge(error: UnauthorizedError | ForbiddenError) -> str:
+    """Return what RFC 6750 has a client told of its token."""
+    if isinstance(error, ForbiddenError):
+        return 'Bearer error="insufficient_scope"'
+    return f'Bearer error="invalid_token", error_description="{error.reason}"' if error.reason else "Bearer"
 
 
 def problems(**described: str) -> dict[int, ResponseSpec]:

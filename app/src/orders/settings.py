@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
+from urllib.parse import urlsplit
 
 import msgspec
 from psycopg.conninfo import make_conninfo
@@ -27,6 +28,14 @@ class Address(NamedTuple):
         return f"{self.host}:{self.port}"
 
 
+class IdentityProvider(NamedTuple):
+    """Whose access tokens count, where its keys are read, and for whom the tokens must be made."""
+
+    issuer: str
+    jwks_url: str
+    audience: str
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One field a variable: `database_url` is read from ORDERS_DATABASE_URL."""
 
@@ -40,6 +49,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rabbitmq_user: str = "orders"
     valkey_cache_nodes: str = ""  # host:port,...; empty: the service goes without
     valkey_user: str = "orders"
+    oidc_issuer: str = ""  # the claim `iss` of every token, to the letter; this and the next only `serve` needs
+    oidc_jwks_url: str = ""  # http://... or https://...
+    oidc_audience: str = "orders"
     port: int = 8000
     worker_port: int = 8001
     log_level: str = "INFO"
@@ -109,6 +121,24 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if len(key) < HMAC_KEY_LENGTH:
                 raise SettingsError(f"The secret {name} has {len(key)} bytes; {HMAC_KEY_LENGTH} are the least.")
         return tuple(keys)
+
+    def identity_provider(self) -> IdentityProvider:
+        """Return whose access tokens count. There is no way to serve without.
+
+        Raises:
+            SettingsError: a variable is missing or malformed.
+        """
+        for name in ("oidc_issuer", "oidc_jwks_url", "oidc_audience"):
+            if not getattr(self, name):
+                raise SettingsError(f"ORDERS_{name.upper()} is empty; nothing is served unchecked.")
+        try:
+            url = urlsplit(self.oidc_jwks_url)
+            is_address = url.scheme in {"http", "https"} and url.hostname and url.port != 0
+        except ValueError:
+            is_address = False
+        if not is_address:
+            raise SettingsError(f"ORDERS_OIDC_JWKS_URL: {self.oidc_jwks_url!r} is not http://... or https://...")
+        return IdentityProvider(self.oidc_issuer, self.oidc_jwks_url, self.oidc_audience)
 
     def conninfo(self, url: str, *, user: str = "", secret: str = DATABASE_SECRET) -> str:
         """Return the connection string for libpq, with the password of now and with the deadlines of a failover.

@@ -6,6 +6,7 @@ from litestar import Controller, Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
+from orders.access.schemas import Access
 from orders.catalogue.schemas import Product
 from orders.catalogue.service import Catalogue
 from orders.errors import NotFoundError
@@ -21,6 +22,7 @@ class CatalogueController(Controller):
     tags = ["Catalogue"]
 
     @get(
+        access=Access.PUBLIC,
         operation_id="ListProducts",
         responses=problems(
             s400="A parameter is out of range; `errors` names it.", s503="The database does not answer."
@@ -41,6 +43,7 @@ class CatalogueController(Controller):
 
     @get(
         "/{sku:str}",
+        access=Access.PUBLIC,
         operation_id="GetProduct",
         responses=problems(s404="No product has this SKU.", s503="The database does not answer."),
     )

@@ -9,10 +9,11 @@ from litestar.di import NamedDependency
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 from litestar.params import FromPath, HeaderParameter, QueryParameter
 
+from orders.access.guards import BEARER
+from orders.access.schemas import Access, Caller
 from orders.errors import BadRequestError, MediaTypeError
 from orders.ordering.schemas import (
     CURSOR_PATTERN,
-    CUSTOMER_PATTERN,
     KEY_PATTERN,
     MOST_LINES,
     MOST_PIECES,
@@ -26,6 +27,8 @@ from orders.ordering.service import Orders
 from orders.problems import problems
 
 MOST_BYTES = 16384
+_UNKNOWN_CALLER = "There is no access token, or it does not count."
+_KEYS_UNKNOWN = "The identity provider's keys are not known yet"
 
 _DECODER = msgspec.json.Decoder(NewOrder)
 _ENCODER = msgspec.json.Encoder()
@@ -98,21 +101,26 @@ class OrderController(Controller):
     tags = ["Orders"]
 
     @post(
+        access=Access.CUSTOMER,
+        security=BEARER,
         operation_id="PlaceOrder",
         operation_class=NewOrderOperation,
         status_code=202,
         request_max_body_size=MOST_BYTES,
         responses=problems(
             s400="A field or a header is malformed or missing; `errors` names it.",
+            s401=_UNKNOWN_CALLER,
+            s403="The token does not give the role customer.",
             s409="The Idempotency-Key was used with another body.",
             s413="The body is too large.",
             s415="The body is not application/json.",
-            s503="The order could not be queued. Send it again with the same Idempotency-Key.",
+            s503=f"{_KEYS_UNKNOWN}, or the order could not be queued. Send it again with the same Idempotency-Key.",
         ),
     )
     async def place_order(
         self,
-        request: Request[Any, Any, Any],
+        request: Request[Caller, Any, Any],
+        caller: NamedDependency[Caller],
         orders: NamedDependency[Orders],
         idempotency_key: Annotated[
             str,
@@ -120,45 +128,59 @@ class OrderController(Controller):
                 name="Idempotency-Key", pattern=KEY_PATTERN, description="Of the client's making, one an order."
             ),
         ],
-        x_customer_id: Annotated[
-            str, HeaderParameter(name="X-Customer-Id", pattern=CUSTOMER_PATTERN, description="Who orders.")
-        ],
     ) -> Response[Accepted]:
-        """Place an order: it is queued, and settled or refused soon after. The same order again is the same order."""
+        """Place an order of the token's subject: it is queued, and settled or refused soon after.
+
+        The same order again is the same order.
+        """
         order = parse_order(request.headers.get("content-type", ""), await request.body())
-        identifier = await orders.place(x_customer_id, idempotency_key, order)
+        identifier = await orders.place(caller.subject, idempotency_key, order)
         return Response(
             Accepted(identifier), headers={"Location": f"/v1/orders/{identifier}", "Cache-Control": "no-store"}
         )
 
     @get(
+        access=Access.CUSTOMER,
+        security=BEARER,
         operation_id="ListOrders",
         responses=problems(
-            s400="A parameter or a header is malformed or missing; `errors` names it.",
-            s503="The database does not answer.",
+            s400="A parameter is malformed; `errors` names it.",
+            s401=_UNKNOWN_CALLER,
+            s403="The token does not give the role customer.",
+            s503=f"{_KEYS_UNKNOWN}, or the database does not answer.",
         ),
     )
     async def list_orders(
         self,
+        caller: NamedDependency[Caller],
         orders: NamedDependency[Orders],
-        x_customer_id: Annotated[
-            str, HeaderParameter(name="X-Customer-Id", pattern=CUSTOMER_PATTERN, description="Whose orders.")
-        ],
         after: Annotated[
             str, QueryParameter(pattern=CURSOR_PATTERN, description="`next` of the page before; empty: the newest.")
         ] = "",
         limit: Annotated[int, QueryParameter(ge=1, le=200)] = 50,
     ) -> Response[OrderPage]:
-        """List a customer's orders that are settled or refused, the newest first."""
-        content: Any = await orders.page(x_customer_id, after=after, limit=limit)
+        """List the orders of the token's subject that are settled or refused, the newest first."""
+        content: Any = await orders.page(caller.subject, after=after, limit=limit)
         return Response(content, media_type="application/json", headers={"Cache-Control": "no-store"})
 
     @get(
         "/{order_id:str}",
+        access=Access.CUSTOMER | Access.OPERATOR,
+        security=BEARER,
         operation_id="GetOrder",
-        responses=problems(s404="No order has this id.", s503="The database does not answer."),
+        responses=problems(
+            s401=_UNKNOWN_CALLER,
+            s403="The token gives neither the role customer nor the role operator.",
+            s404="No order has this id, or it is another customer's.",
+            s503=f"{_KEYS_UNKNOWN}, or the database does not answer.",
+        ),
     )
-    async def get_order(self, orders: NamedDependency[Orders], order_id: FromPath[str]) -> Response[Order]:
-        """Return an order: accepted, settled, or refused with the reason."""
-        content: Any = await orders.find(order_id)
+    async def get_order(
+        self, caller: NamedDependency[Caller], orders: NamedDependency[Orders], order_id: FromPath[str]
+    ) -> Response[Order]:
+        """Return an order: accepted, settled, or refused with the reason; a customer's own, and any to an operator.
+
+        An order that no store knows yet is accepted for whoever holds its id, which nobody can guess.
+        """
+        content: Any = await orders.find(order_id, None if Access.OPERATOR in caller.roles else caller.subject)
         return Response(content, media_type="application/json", headers={"Cache-Control": "no-store"})

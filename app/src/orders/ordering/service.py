@@ -11,7 +11,7 @@ import msgspec
 from orders import metrics
 from orders.database import Database
 from orders.errors import BadRequestError, KeyReusedError, NotFoundError
-from orders.hints import Hints, order_hint
+from orders.hints import Hints, decided_hint
 from orders.ordering.identity import CONTENT_BYTES, Identities
 from orders.ordering.publisher import Publisher
 from orders.ordering.repository import OrderRepository
@@ -69,21 +69,34 @@ class Orders:
         renewed = [msgspec.structs.replace(order, id=self._identities.renew(order.id)) for order in found[:limit]]
         return _ENCODER.encode(OrderPage(renewed, more))
 
-    async def find(self, text: str) -> bytes:
-        """Return the order with this identifier as JSON; one that nobody has heard of yet is accepted.
+    async def find(self, text: str, customer_id: str | None) -> bytes:
+        """Return a customer's order with this identifier as JSON, or anybody's where no customer is named.
+
+        One that nobody has heard of yet is accepted, for whoever has the identifier: it names no customer, and is not to be
+        guessed.
 
         Raises:
-            NotFoundError: the identifier is not one of ours.
+            NotFoundError: the identifier is not one of ours, or is that of another customer's order.
             psycopg_pool.PoolTimeout, psycopg.OperationalError: the database does not answer.
         """
         identifier = self._identities.parse(text)
         if identifier is None:
-            raise NotFoundError(f"No order has the id {text[:64]!r}.")
-        known = await self._hints.get(order_hint(identifier))
+            raise _not_found(text)
+        known = await self._hints.get(decided_hint(identifier))
         if known is not None:
-            return known
-        order = await self._database.read(lambda connection: OrderRepository(connection).get(identifier))
-        return _ENCODER.encode(order or Order(identifier, State.ACCEPTED))
+            owner, _, content = known.partition(b"\n")
+        else:
+            found = await self._database.read(lambda connection: OrderRepository(connection).get(identifier))
+            if found is None:
+                return _ENCODER.encode(Order(identifier, State.ACCEPTED))
+            owner, content = found.customer_id.encode(), _ENCODER.encode(found.order)
+        if customer_id is not None and owner != customer_id.encode():
+            raise _not_found(text)
+        return content
+
+
+def _not_found(text: str) -> NotFoundError:
+    return NotFoundError(f"No order has the id {text[:64]!r}.")
 
 
 def _cursor(order: Order) -> str:

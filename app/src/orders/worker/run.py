@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 
 from orders import metrics
 from orders.database import deadline
-from orders.hints import Hints, order_hint
+from orders.hints import Hints, decided_hint
 from orders.ordering.identity import CONTENT_BYTES, content
 from orders.ordering.schemas import Order, OrderMessage
 from orders.settings import Settings, SettingsError
@@ -114,7 +114,10 @@ class Worker:
             decided = await self._hold([*orders.values()], dead)
         self._consumer.finish(batch, dead.values())
         self._count(decided, duplicates=len(batch) - len(dead) - len(decided), batch=len(batch))
-        await self._hints.remember({order_hint(order.id): _ENCODER.encode(order) for order in decided})
+        owners = {message.id: message.customer_id.encode() for message, _ in orders.values()}
+        await self._hints.remember(
+            {decided_hint(order.id): owners[order.id] + b"\n" + _ENCODER.encode(order) for order in decided}
+        )
 
     async def _hold(self, orders: Sequence[tuple[OrderMessage, Delivery]], dead: dict[int, Delivery]) -> list[Order]:
         """Settle, over connections that break, for as long as a batch may be held."""

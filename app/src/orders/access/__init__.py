@@ -1,0 +1,1 @@
+"""Who may do what: access tokens of the identity provider, verified in this process."""
