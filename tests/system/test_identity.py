@@ -87,7 +87,7 @@ def test_without_the_identity_provider_those_with_a_token_notice_nothing(
         site.token()
     place(client, token)
     host = site.groups["app"][0]
-    site.ask(host, "sudo systemctl restart orders-api@1", seconds=READY_SECONDS)
+    site.ask(host, "sudo systemctl restart svc-orders-api@1", seconds=READY_SECONDS)
     until = time.monotonic() + READY_SECONDS
     ready = "sudo podman exec orders-api-1 python3 -c " + (
         "'import urllib.request; urllib.request.urlopen(\"http://127.0.0.1:8000/readyz\")'"
