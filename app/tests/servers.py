@@ -476,14 +476,14 @@ class Keycloak(Process):
                 *(f"--https-certificate-file={c.certificate}", f"--https-certificate-key-file={c.key}"),
                 f"--http-management-port={self.management_port}",
                 f"--db-url=jdbc:postgresql://127.0.0.1:{Postgres.pooler_port}/keycloak?sslmode=verify-full&sslrootcert={c.ca}",
-                *("--db-username=keycloak", "--db-pool-max-size=5"),
+                *("--db-username=keycloak", "--db-pool-max-size=5", "--cache=local"),
             ],
             {
                 "KC_DB_PASSWORD": PASSWORD,
                 "KC_BOOTSTRAP_ADMIN_USERNAME": "admin",
                 "KC_BOOTSTRAP_ADMIN_PASSWORD": PASSWORD,
                 "JAVA_OPTS_KC_HEAP": "-Xms64m -Xmx384m",
-                "JAVA_OPTS_APPEND": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+                "JAVA_OPTS_APPEND": "-XX:TieredStopAtLevel=1",
             },
         )
 
@@ -520,8 +520,8 @@ class Keycloak(Process):
         }
 
     def wait(self) -> None:
-        """Return once it gives out its keys."""
-        wait_until(lambda: self.key.kid in self.kids() or not self.running, "Keycloak")
+        """Return once it gives out its keys. The first start makes its tables: some 30 s where nothing else runs."""
+        wait_until(lambda: self.key.kid in self.kids() or not self.running, "Keycloak", 3 * START_SECONDS)
         assert self.running, self.tail()
 
     def kids(self) -> list[str]:
@@ -567,20 +567,22 @@ class Keycloak(Process):
         return {"Authorization": f"Bearer {self.token(subject, *(roles or ('customer',)))}"}
 
     def admin(self, method: str, path: str, content: object = None) -> httpx.Response:
-        """Do something to the realm as its administrator."""
+        """Do something to realms as their administrator."""
         form = {"grant_type": "password", "client_id": "admin-cli", "username": "admin", "password": PASSWORD}
         with httpx.Client(base_url=self.url, timeout=20) as client:
-            answer = client.post("/realms/master/protocol/openid-connect/token", data=form)
-            headers = {"Authorization": f"Bearer {answer.raise_for_status().json()['access_token']}"}
-            return client.request(
-                method, f"/admin/realms/freehold{path}", json=content, headers=headers
-            ).raise_for_status()
+            answer = client.post("/realms/master/protocol/openid-connect/token", data=form).raise_for_status()
+            headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
+            return client.request(method, f"/admin/realms/{path}", json=content, headers=headers).raise_for_status()
+
+    def rename(self, realm: str, name: str) -> None:
+        """Have a realm at another address: nothing is at the former then."""
+        self.admin("PUT", realm, {"realm": name})
 
     def add(self, key: SigningKey) -> str:
         """Have it give out one more key, and return where that can be removed."""
-        kind = {"providerType": "org.keycloak.keys.KeyProvider", "parentId": self.admin("GET", "").json()["id"]}
-        answer = self.admin("POST", "/components", {**key.provider(1), **kind})
-        return f"/components/{answer.headers['location'].rpartition('/')[2]}"
+        kind = {"providerType": "org.keycloak.keys.KeyProvider", "parentId": self.admin("GET", "freehold").json()["id"]}
+        answer = self.admin("POST", "freehold/components", {**key.provider(1), **kind})
+        return f"freehold/components/{answer.headers['location'].rpartition('/')[2]}"
 
     def remove(self) -> None:
         """End it."""
