@@ -54,6 +54,10 @@ status: venv ## show hosts, versions and who leads what
 logs: venv ## show a unit's last lines from all hosts: make logs SERVICE=orders-api LINES=100
 	$(FREEHOLD) logs --inventory $(INVENTORY) --lines $(LINES) $(SERVICE)
 
+.PHONY: token
+token: venv ## print an access token that may place orders, valid for five minutes
+	$(FREEHOLD) token --inventory $(INVENTORY)
+
 .PHONY: ssh
 ssh: venv ## log in to a host: make ssh HOST=data1
 	$(FREEHOLD) ssh --inventory $(INVENTORY) $(HOST)

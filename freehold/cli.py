@@ -17,6 +17,7 @@ from freehold.lab import Lab, LabError, cache_folder, lab_name
 from freehold.playbooks import InventoryError
 from freehold.prerequisites import MissingPrerequisitesError
 from freehold.progress import CommandError, console, phase
+from freehold.token import TokenError, access_token
 from freehold.up import LAB_INVENTORY, up
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,6 +115,11 @@ def _logs(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _token(arguments: argparse.Namespace) -> int:
+    print(access_token(arguments.inventory))
+    return 0
+
+
 def _docs(_arguments: argparse.Namespace) -> int:
     for path in docs.write():
         _say(str(path.relative_to(ROOT)))
@@ -133,6 +139,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "secrets": ("add the lab's missing secrets, or list those that a vault needs", _secrets),
     "status": ("show hosts, versions and who leads what", _status),
     "logs": ("show a unit's journal from all hosts", _logs),
+    "token": ("print an access token that may place orders", _token),
     "ssh": ("log in to a host", _ssh),
     "docs": ("write the roles' READMEs", _docs),
     "test": ("run tiers of tests, all by default", _test),
@@ -165,7 +172,7 @@ def main() -> int:
             there = sorted(path.name for path in (ROOT / "inventories").iterdir())
             raise InventoryError(f"INVENTORY={arguments.inventory}: inventories/ has {', '.join(there)}.")
         return arguments.run(arguments) or 0
-    except (CommandError, InventoryError, LabError, MissingPrerequisitesError) as error:
+    except (CommandError, InventoryError, LabError, MissingPrerequisitesError, TokenError) as error:
         _say(str(error))
         return 1
     except KeyboardInterrupt:

@@ -109,9 +109,24 @@ def ask(inventory: str, hosts: str, module: str, arguments: str, *, become: bool
 
     Raises InventoryError where the inventory cannot be read or has no such host.
     """
-    command = ["ansible", "-i", f"inventories/{inventory}", hosts, "-m", module, "-a", arguments]
+    become_or_not = ["--become"] if become else []
+    return _answers(inventory, hosts, ["ansible", hosts, "-m", module, "-a", arguments, *become_or_not])
+
+
+def variables(inventory: str, hosts: str, *names: str) -> dict[str, dict[str, Any]]:
+    """Return variables of hosts as a play would see them; one that is not defined is an empty text.
+
+    Raises InventoryError where the inventory cannot be read or has no such host.
+    """
+    asked = json.dumps({"asked_hosts": hosts, "asked_names": names})
+    answers = _answers(inventory, hosts, ["ansible-playbook", "-e", asked, "ansible/variables.yml"])
+    return {host: answer["msg"] for host, answer in answers.items()}
+
+
+def _answers(inventory: str, hosts: str, command: list[str]) -> dict[str, dict[str, Any]]:
+    """Return what the last task of a command of Ansible's answered on each host."""
     env = environment(ANSIBLE_STDOUT_CALLBACK="ansible.posix.json", ANSIBLE_LOAD_CALLBACK_PLUGINS="1")
-    full = [*command, *(["--become"] if become else [])]
+    full = [command[0], "-i", f"inventories/{inventory}", *command[1:]]
     printed = subprocess.run(full, capture_output=True, text=True, check=False, env=env, cwd=ROOT)
     try:
         plays = json.loads(printed.stdout)["plays"]
@@ -124,10 +139,3 @@ def ask(inventory: str, hosts: str, module: str, arguments: str, *, become: bool
     if not answers:
         raise InventoryError(f"inventories/{inventory} has no host {hosts}.")
     return answers
-
-
-def variables(inventory: str, hosts: str, *names: str) -> dict[str, dict[str, Any]]:
-    """Return variables of hosts as a play would see them; one that is not defined is an empty text."""
-    wanted = ", ".join(f"'{name}': {name} | default('')" for name in names)
-    answers = ask(inventory, hosts, "ansible.builtin.debug", f"msg={{{{ {{{wanted}}} }}}}", become=False)
-    return {host: answer["msg"] for host, answer in answers.items()}

@@ -6,6 +6,7 @@ Sent there by `make status` and by the tests of the whole system; needs nothing 
 from __future__ import annotations
 
 import fnmatch
+import glob
 import json
 import os
 import re
@@ -131,12 +132,13 @@ def versions() -> dict[str, str]:
         check=False,
     ).stdout
     found = re.findall(r"^(\S+) installed (?:\d+:)?([\d.]+)", shown, re.MULTILINE)
-    return dict(found)
+    unpacked = (os.path.basename(folder).rpartition("-") for folder in glob.glob("/opt/*-[0-9]*"))
+    return dict(found) | {name: version for name, _, version in unpacked}
 
 
 def units() -> dict[str, str]:
     """Return the state of each unit that the platform runs here, and of every unit that failed."""
-    patterns = {unit for unit in PARTS.values() if unit}
+    patterns = {unit for unit in PARTS.values() if unit} | {"keycloak"}
     listed = json.loads(run("systemctl", "list-units", "--type=service", "--all", "--output=json"))
     services = [line["unit"] for line in listed if "@" in line["unit"] and line["unit"].split("@")[0] in networks()]
     return {

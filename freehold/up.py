@@ -162,9 +162,11 @@ def _report(run: Run, seconds: float) -> None:
 def order_command(inventory: str, authority: Path) -> str:
     """Return the line that sends an order to the system."""
     address = next(iter(playbooks.variables(inventory, "edge", "topology_vip").values()))["topology_vip"]
+    token = "make -s token" + ("" if inventory == LAB_INVENTORY else f" INVENTORY={inventory}")
     return (
         f"curl --cacert {authority.relative_to(ROOT)} https://{address}/v1/orders"
-        ' -H "Idempotency-Key: $(cat /proc/sys/kernel/random/uuid)" -H "X-Customer-Id: me"'
+        ' -H "Idempotency-Key: $(cat /proc/sys/kernel/random/uuid)" -H "Authorization: Bearer '
+        f'$({token})"'
         """ -H "Content-Type: application/json" -d '{"lines": [{"sku": "SMOKE-1", "quantity": 1}]}'"""
     )
 

@@ -117,7 +117,7 @@ def claiming(**claims: object) -> Forgery:
     return lambda keycloak, role: keycloak.token("c1", role, **claims)
 
 
-def since(seconds: int) -> int:
+def from_now(seconds: int) -> int:
     """Return a time from now."""
     return int(time.time()) + seconds
 
@@ -127,9 +127,9 @@ REFUSED: dict[str, tuple[Forgery, str]] = {
     "no JSON": (lambda *_: "e30.e30.e30!", "malformed"),
     "changed": (changed, "signature is wrong"),
     "too long": (lambda keycloak, role: keycloak.token("c1", role, padding="x" * MOST_BYTES), "too long"),
-    "expired": (claiming(exp=since(-10)), "has expired"),
-    "not yet valid": (lambda keycloak, role: keycloak.token("c1", role, nbf=since(60)), "not valid yet"),
-    "issued later": (lambda keycloak, role: keycloak.token("c1", role, iat=since(60)), "not valid yet"),
+    "expired": (claiming(exp=from_now(-10)), "has expired"),
+    "not yet valid": (lambda keycloak, role: keycloak.token("c1", role, nbf=from_now(60)), "not valid yet"),
+    "issued later": (lambda keycloak, role: keycloak.token("c1", role, iat=from_now(60)), "not valid yet"),
     "wrong audience": (claiming(aud=["account", "orders2"]), "another audience"),
     "wrong issuer": (claiming(iss=Keycloak.issuer + "/"), "another issuer"),
     "ID token": (claiming(typ="ID"), "not an access token"),
@@ -368,7 +368,7 @@ def test_a_token_is_verified_once_and_known_again_until_it_expires(api: Api, pla
         return api.client.get("/v1/orders", headers={"Authorization": f"Bearer {token}"}).status_code
 
     before = outcomes()
-    token = platform.keycloak.token(name, "customer", exp=since(-2))  # within the leeway of 5 s
+    token = platform.keycloak.token(name, "customer", exp=from_now(-2))  # within the leeway of 5 s
     assert [ask(), ask(), ask()] == [200, 200, 200]
     assert [after - former for after, former in zip(outcomes(), before, strict=True)] == [1, 2, 0]
     wait_until(lambda: ask() == 401, "its expiry", 10)

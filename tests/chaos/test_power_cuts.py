@@ -24,8 +24,7 @@ SETTLE_SECONDS = 120
 def cut_power(site: Site, host: str, *, name: str, dark_seconds: float, keep_alive: bool = True) -> Run:
     """Return what was seen while a host was without power for some seconds, and until all was whole again."""
     load = Load(
-        site.url,
-        site.authority,
+        site,
         SKUS,
         rate=RATE,
         most_seconds=MOST_SECONDS,
@@ -53,7 +52,7 @@ def cut_power(site: Site, host: str, *, name: str, dark_seconds: float, keep_ali
 def count(site: Site, run: Run, before: dict[str, int]) -> ledger.Outcome:
     """Return what the database says of a run's orders, and keep the figures."""
     load = run.load
-    found = ledger.settled(site, load.customer, load.accepted, SETTLE_SECONDS)
+    found = ledger.settled(site, load.name, load.accepted, SETTLE_SECONDS)
     after = ledger.stock(site, SKUS)
     taken = {sku: before[sku] - after[sku] for sku in SKUS if before[sku] != after[sku]}
     run.facts = {

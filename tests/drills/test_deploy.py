@@ -29,7 +29,7 @@ def test_a_deploy_fails_nothing(site: Site, tmp_path: Path) -> None:
     archive = site.lab.state / "artifacts" / "orders.tar"
     other = tmp_path / "orders.tar"
     second = f"orders@{images.variant(archive, other, tmp_path.name)}"
-    load = Load(site.url, site.authority, SKUS, rate=RATE, most_seconds=MOST_SECONDS, name="deploy")
+    load = Load(site, SKUS, rate=RATE, most_seconds=MOST_SECONDS, name="deploy")
 
     def events() -> None:
         deploy(second, other)
@@ -39,7 +39,7 @@ def test_a_deploy_fails_nothing(site: Site, tmp_path: Path) -> None:
 
     load.during(events)
     assert [(attempt.status, attempt.error) for attempt in load.failed] == []
-    found = ledger.settled(site, load.customer, load.accepted, SETTLE_SECONDS)
+    found = ledger.settled(site, load.name, load.accepted, SETTLE_SECONDS)
     assert found.settled == load.accepted
     assert found.doubled == 0
     assert not found.refused

@@ -22,9 +22,15 @@ SETTLE_SECONDS = 60
 
 
 @pytest.fixture
-def customer() -> str:
-    """Return a customer of this test's own."""
+def name() -> str:
+    """Return what the keys of this test's orders begin with."""
     return f"smoke-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="module")
+def token(site: Site) -> str:
+    """Return the token of a customer."""
+    return site.token()
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +40,17 @@ def shelves(site: Site) -> dict[str, int]:
 
 
 @pytest.fixture
-def client(site: Site) -> Iterator[httpx.Client]:
-    """Return a client that trusts the site's authority only."""
+def client(site: Site, token: str) -> Iterator[httpx.Client]:
+    """Return a client that is logged in and trusts the site's authority only."""
     context = ssl.create_default_context(cafile=str(site.authority))
-    with httpx.Client(base_url=site.url, verify=context, timeout=10, trust_env=False) as opened:
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(base_url=site.url, headers=headers, verify=context, timeout=10, trust_env=False) as opened:
         yield opened
 
 
-def headers(customer: str, key: str = "") -> dict[str, str]:
+def headers(name: str, key: str = "") -> dict[str, str]:
     """Return what an order's request says beside its body."""
-    return {"X-Customer-Id": customer, "Idempotency-Key": key or uuid.uuid4().hex}
+    return {"Idempotency-Key": f"{name}-{key or uuid.uuid4().hex}"}
 
 
 def wait_for_state(client: httpx.Client, order: str) -> dict[str, object]:
@@ -59,24 +66,24 @@ def wait_for_state(client: httpx.Client, order: str) -> dict[str, object]:
         time.sleep(0.2)
 
 
-def test_orders_placed_at_once_all_settle_once(site: Site, shelves: dict[str, int], customer: str) -> None:
+def test_orders_placed_at_once_all_settle_once(site: Site, shelves: dict[str, int], token: str, name: str) -> None:
     """Every order counts once: in the ledger, in the stock and in the totals."""
     before = ledger.stock(site, SKUS)
     assert set(before) == set(shelves)
-    attempts = [Attempt(key=f"{customer}-{number}", intended=time.monotonic()) for number in range(ORDERS)]
+    attempts = [Attempt(key=f"{name}-{number}", intended=time.monotonic()) for number in range(ORDERS)]
 
     async def place_all() -> None:
-        async with open_client(site.url, site.authority) as client, asyncio.TaskGroup() as group:
+        async with open_client(site.url, site.authority, token) as client, asyncio.TaskGroup() as group:
             for number, attempt in enumerate(attempts):
                 lines = [{"sku": SKUS[number % 3], "quantity": 1 + number % 2}]
-                group.create_task(place(client, customer, lines, attempt))
+                group.create_task(place(client, lines, attempt))
 
     asyncio.run(place_all())
     assert [(attempt.status, attempt.error) for attempt in attempts if not attempt.accepted] == []
     accepted = {attempt.order for attempt in attempts}
     assert len(accepted) == ORDERS
 
-    found = ledger.settled(site, customer, accepted, SETTLE_SECONDS)
+    found = ledger.settled(site, name, accepted, SETTLE_SECONDS)
     assert found.settled == accepted
     assert (found.refused, found.doubled, found.problems) == ({}, 0, ())
     ordered = {sku: sum(1 + n % 2 for n in range(ORDERS) if SKUS[n % 3] == sku) for sku in SKUS}
@@ -87,61 +94,64 @@ def test_orders_placed_at_once_all_settle_once(site: Site, shelves: dict[str, in
 
 
 @pytest.mark.usefixtures("shelves")
-def test_a_repeated_key_is_the_same_order(site: Site, client: httpx.Client, customer: str) -> None:
+def test_a_repeated_key_is_the_same_order(site: Site, client: httpx.Client, name: str) -> None:
     """The same body under the same key is answered with the same order, which settles once."""
     body = {"lines": [{"sku": SKUS[0], "quantity": 1}]}
-    answers = [client.post("/v1/orders", json=body, headers=headers(customer, "again")) for _ in range(3)]
+    answers = [client.post("/v1/orders", json=body, headers=headers(name, "again")) for _ in range(3)]
     assert {answer.status_code for answer in answers} == {httpx.codes.ACCEPTED}
     orders = {answer.json()["id"] for answer in answers}
     assert {answer.headers["Location"] for answer in answers} == {f"/v1/orders/{order}" for order in orders}
     assert len(orders) == 1
     assert wait_for_state(client, orders.pop())["state"] == "settled"
-    assert ledger.outcome(site, customer).sold == {SKUS[0]: 1}
+    assert ledger.outcome(site, name).sold == {SKUS[0]: 1}
 
 
 @pytest.mark.usefixtures("shelves")
-def test_a_key_with_another_body_is_refused(site: Site, client: httpx.Client, customer: str) -> None:
+def test_a_key_with_another_body_is_refused(site: Site, client: httpx.Client, name: str) -> None:
     """The second order under a key is refused, at once or when it is settled, and takes nothing from the stock."""
-    first = client.post("/v1/orders", json={"lines": [{"sku": SKUS[0], "quantity": 1}]}, headers=headers(customer, "k"))
+    first = client.post("/v1/orders", json={"lines": [{"sku": SKUS[0], "quantity": 1}]}, headers=headers(name, "k"))
     assert wait_for_state(client, first.json()["id"])["state"] == "settled"
-    second = client.post(
-        "/v1/orders", json={"lines": [{"sku": SKUS[0], "quantity": 2}]}, headers=headers(customer, "k")
-    )
+    second = client.post("/v1/orders", json={"lines": [{"sku": SKUS[0], "quantity": 2}]}, headers=headers(name, "k"))
     if second.status_code == httpx.codes.ACCEPTED:
         decided = wait_for_state(client, second.json()["id"])
         assert (decided["state"], decided["refusal"]) == ("refused", "key_reused")
     else:
         assert second.status_code == httpx.codes.CONFLICT
         assert second.headers["Content-Type"] == "application/problem+json"
-    assert ledger.outcome(site, customer).sold == {SKUS[0]: 1}
+    assert ledger.outcome(site, name).sold == {SKUS[0]: 1}
 
 
 @pytest.mark.usefixtures("shelves")
-def test_a_customer_finds_the_orders_again(client: httpx.Client, customer: str) -> None:
+def test_a_customer_finds_the_orders_again(client: httpx.Client, name: str) -> None:
     """Page by page, the newest first; a replica that answers may be a moment behind."""
     body = {"lines": [{"sku": SKUS[0], "quantity": 1}]}
-    placed = [client.post("/v1/orders", json=body, headers=headers(customer)).json()["id"] for _ in range(3)]
+    placed = [client.post("/v1/orders", json=body, headers=headers(name)).json()["id"] for _ in range(3)]
     for order in placed:
         wait_for_state(client, order)
     until = time.monotonic() + SETTLE_SECONDS
     found: list[str] = []
     while found != placed[::-1]:
         assert time.monotonic() < until, found
-        found, after = [], ""
-        while not found or after:
-            page = client.get(
-                "/v1/orders", params={"limit": 2, "after": after}, headers={"X-Customer-Id": customer}
-            ).json()
-            found += [order["id"] for order in page["orders"]]
-            after = page.get("next", "")
-            if not page["orders"]:
-                break
+        first = client.get("/v1/orders", params={"limit": 2}).json()
+        second = client.get("/v1/orders", params={"limit": 1, "after": first["next"]}).json() if "next" in first else {}
+        found = [order["id"] for page in (first, second) for order in page.get("orders", [])]
 
 
-def test_an_unknown_product_is_a_refused_order(client: httpx.Client, customer: str) -> None:
+def test_nobody_orders_without_a_token(site: Site, client: httpx.Client, name: str) -> None:
+    """The edge passes it on, the service refuses it, and takes no other header for it."""
+    body = {"lines": [{"sku": SKUS[0], "quantity": 1}]}
+    del client.headers["Authorization"]
+    answer = client.post("/v1/orders", json=body, headers={**headers(name), "X-Customer-Id": "somebody"})
+    assert answer.status_code == httpx.codes.UNAUTHORIZED
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert ledger.outcome(site, name).sold == {}
+
+
+def test_an_unknown_product_is_a_refused_order(client: httpx.Client, name: str) -> None:
     """An order that nobody can fill is a state of the order, not an error of the service."""
     body = {"lines": [{"sku": "NO-SUCH-PRODUCT", "quantity": 1}]}
-    answer = client.post("/v1/orders", json=body, headers=headers(customer))
+    answer = client.post("/v1/orders", json=body, headers=headers(name))
     decided = wait_for_state(client, answer.json()["id"])
     assert (decided["state"], decided["refusal"]) == ("refused", "unknown_product")
 
@@ -153,14 +163,11 @@ def test_an_unknown_product_is_a_refused_order(client: httpx.Client, customer: s
         ({"lines": [{"sku": "no sku", "quantity": 1}]}, "", "sku"),
         ({"lines": []}, "", "lines"),
         ({"lines": [{"sku": SKUS[0], "quantity": 1}]}, "Idempotency-Key", "Idempotency-Key"),
-        ({"lines": [{"sku": SKUS[0], "quantity": 1}]}, "X-Customer-Id", "X-Customer-Id"),
     ],
 )
-def test_a_bad_request_names_the_field(
-    client: httpx.Client, customer: str, body: object, missing: str, field: str
-) -> None:
+def test_a_bad_request_names_the_field(client: httpx.Client, name: str, body: object, missing: str, field: str) -> None:
     """A client reads in the answer what to mend."""
-    sent = {name: value for name, value in headers(customer).items() if name != missing}
+    sent = {name: value for name, value in headers(name).items() if name != missing}
     answer = client.post("/v1/orders", json=body, headers=sent)
     assert answer.status_code == httpx.codes.BAD_REQUEST, answer.text
     assert answer.headers["Content-Type"].startswith("application/problem+json")

@@ -13,7 +13,7 @@ PIECES = 1_000_000
 
 @dataclass(frozen=True)
 class Outcome:
-    """Orders of one customer as the database has them."""
+    """Orders of one test as the database has them."""
 
     settled: frozenset[str]
     refused: Mapping[str, str]
@@ -44,9 +44,9 @@ def stock(site: Site, skus: Sequence[str]) -> dict[str, int]:
     return {sku: int(quantity) for sku, quantity in rows}
 
 
-def outcome(site: Site, customer: str) -> Outcome:
-    """Return what became of all orders of a customer."""
-    mine = f"customer_id = '{customer}'"
+def outcome(site: Site, name: str) -> Outcome:
+    """Return what became of all orders whose keys begin with a name and a dash."""
+    mine = f"starts_with(idempotency_key, '{name}-')"
     rows = site.sql(
         f"""SELECT 'order', id, state, coalesce(refusal, ''), coalesce(total_cents, 0) FROM orders WHERE {mine};
         SELECT 'key', idempotency_key, count(*) FROM orders WHERE {mine} GROUP BY 2 HAVING count(*) > 1;
@@ -69,12 +69,12 @@ def outcome(site: Site, customer: str) -> Outcome:
     )
 
 
-def settled(site: Site, customer: str, accepted: Collection[str], seconds: float = 60) -> Outcome:
-    """Return what became of a customer's orders once all accepted ones are decided, or when the time is over."""
+def settled(site: Site, name: str, accepted: Collection[str], seconds: float = 60) -> Outcome:
+    """Return what became of a test's orders once all accepted ones are decided, or when the time is over."""
     until = time.monotonic() + seconds
     while True:
         try:
-            found = outcome(site, customer)
+            found = outcome(site, name)
         except HostError:
             if time.monotonic() > until:
                 raise

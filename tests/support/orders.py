@@ -9,12 +9,14 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import ssl
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -22,9 +24,15 @@ from typing import Any
 
 import aiohttp
 
+from freehold.token import TokenError
+from freehold.token import request as request_token
+from tests.support.site import MACHINE, Site
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 ANSWER_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 20.0
+RENEW_SECONDS = 120.0
+SECRET_VARIABLE = "FREEHOLD_MACHINE_SECRET"  # noqa: S105  (its name)
 
 
 @dataclass
@@ -49,18 +57,19 @@ class Attempt:
         return self.ended - self.intended
 
 
-def open_client(url: str, authority: Path, *, keep_alive: bool = True) -> aiohttp.ClientSession:
-    """Return a client that trusts the site's authority only, and retries nothing."""
+def open_client(url: str, authority: Path, token: str, *, keep_alive: bool = True) -> aiohttp.ClientSession:
+    """Return a client that shows a token, trusts the site's authority only, and retries nothing."""
     context = ssl.create_default_context(cafile=str(authority))
     kept: dict[str, Any] = {"keepalive_timeout": KEEP_ALIVE_SECONDS} if keep_alive else {"force_close": True}
     connector = aiohttp.TCPConnector(ssl=context, limit=0, **kept)
     timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
-    return aiohttp.ClientSession(url, connector=connector, timeout=timeout)
+    headers = {"Authorization": f"Bearer {token}"}
+    return aiohttp.ClientSession(url, connector=connector, timeout=timeout, headers=headers)
 
 
-async def place(client: aiohttp.ClientSession, customer: str, lines: object, attempt: Attempt) -> None:
+async def place(client: aiohttp.ClientSession, lines: object, attempt: Attempt) -> None:
     """Send one order once, and note the answer in its attempt."""
-    headers = {"Idempotency-Key": attempt.key, "X-Customer-Id": customer}
+    headers = {"Idempotency-Key": attempt.key}
     try:
         async with client.post("/v1/orders", json={"lines": lines}, headers=headers) as answer:
             body = await answer.text()
@@ -81,19 +90,34 @@ async def send(asked: argparse.Namespace) -> list[Attempt]:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, stop.set)
     async with (
-        open_client(asked.url, asked.authority, keep_alive=asked.keep_alive) as client,
+        open_client(asked.url, asked.authority, log_in(asked), keep_alive=asked.keep_alive) as client,
         asyncio.TaskGroup() as group,
     ):
+        renewing = asyncio.create_task(renew(client, asked))
         start = time.monotonic()
         for number in range(asked.most):
             intended = start + number / asked.rate
             await asyncio.sleep(max(0.0, intended - time.monotonic()))
             if stop.is_set():
                 break
-            attempt = Attempt(key=f"{asked.customer}-{number}", intended=intended)
+            attempt = Attempt(key=f"{asked.name}-{number}", intended=intended)
             attempts.append(attempt)
-            group.create_task(place(client, asked.customer, [{"sku": next(items), "quantity": 1}], attempt))
+            group.create_task(place(client, [{"sku": next(items), "quantity": 1}], attempt))
+        renewing.cancel()
     return attempts
+
+
+def log_in(asked: argparse.Namespace) -> str:
+    """Return an access token of the machine whose secret the environment has."""
+    return request_token(asked.issuer, asked.authority, MACHINE, os.environ[SECRET_VARIABLE])
+
+
+async def renew(client: aiohttp.ClientSession, asked: argparse.Namespace) -> None:
+    """Show a new token before the one in use expires; where none is to be had, the one in use, and ask again."""
+    while True:
+        await asyncio.sleep(RENEW_SECONDS)
+        with suppress(TokenError):
+            client.headers["Authorization"] = f"Bearer {await asyncio.to_thread(log_in, asked)}"
 
 
 class Load:
@@ -101,8 +125,7 @@ class Load:
 
     def __init__(
         self,
-        url: str,
-        authority: Path,
+        site: Site,
         skus: Sequence[str],
         *,
         rate: float,
@@ -111,11 +134,12 @@ class Load:
         keep_alive: bool = True,
     ) -> None:
         """Say what will be ordered where, how often, for how long at most, and whether orders share connections."""
-        self.customer = f"{name}-{uuid.uuid4().hex[:12]}"
+        self.name = f"{name}-{uuid.uuid4().hex[:12]}"
         self.attempts: list[Attempt] = []
         self._file = ROOT / "build" / "log" / f"load-{name}.jsonl"
         self._command = [
-            *(sys.executable, "-m", "tests.support.orders", url, str(authority), self.customer, str(self._file)),
+            *(sys.executable, "-m", "tests.support.orders", site.url, str(site.authority), site.issuer),
+            *(self.name, str(self._file)),
             *(
                 f"--rate={rate}",
                 f"--most={int(rate * most_seconds)}",
@@ -123,13 +147,14 @@ class Load:
                 *skus,
             ),
         ]
+        self._environment = {**os.environ, SECRET_VARIABLE: site.machine_secret()}
         self._most_seconds = most_seconds
 
     def during(self, work: Callable[[], None]) -> None:
         """Send while something is done; what it raises is raised here, after the last answer."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.unlink(missing_ok=True)
-        with subprocess.Popen(self._command, stdin=subprocess.PIPE, cwd=ROOT) as sender:
+        with subprocess.Popen(self._command, stdin=subprocess.PIPE, cwd=ROOT, env=self._environment) as sender:
             try:
                 work()
             finally:
@@ -171,7 +196,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url")
     parser.add_argument("authority", type=Path)
-    parser.add_argument("customer")
+    parser.add_argument("issuer")
+    parser.add_argument("name")
     parser.add_argument("file", type=Path)
     parser.add_argument("skus", nargs="+")
     parser.add_argument("--rate", type=float, required=True)

@@ -14,9 +14,11 @@ import yaml
 
 from freehold import playbooks
 from freehold.lab import USER, Lab, lab_name
+from freehold.token import request as request_token
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SSH_SECONDS = 20
+MACHINE = "smoke"
 
 
 class HostError(Exception):
@@ -30,6 +32,7 @@ class Site:
     lab: Lab
     vip: str
     authority: Path
+    issuer: str
     addresses: Mapping[str, str]
     groups: Mapping[str, list[str]] = field(default_factory=dict)
 
@@ -41,6 +44,14 @@ class Site:
     def secret(self, name: str) -> str:
         """Return one of the lab's secrets."""
         return str(yaml.safe_load((self.lab.state / "secrets.yml").read_text(encoding="utf-8"))[name])
+
+    def token(self) -> str:
+        """Return an access token of a machine that is a customer, valid for five minutes."""
+        return request_token(self.issuer, self.authority, MACHINE, self.machine_secret())
+
+    def machine_secret(self) -> str:
+        """Return what that machine logs in with."""
+        return self.secret(f"keycloak_{MACHINE}_secret")
 
     def ask(self, host: str, command: str, stdin: str = "", seconds: float = SSH_SECONDS) -> str:
         """Return what a command printed on a host; raises HostError with its words."""
@@ -101,7 +112,8 @@ def load() -> Site:
     """Return the lab of FREEHOLD_LAB, or of this checkout."""
     inventory = os.environ.get("FREEHOLD_INVENTORY", "lab")
     lab = Lab(lab_name())
-    found = playbooks.variables(inventory, "all", "address", "topology_vip", "topology_state_dir", "group_names")
+    names = ("address", "topology_vip", "topology_state_dir", "topology_issuer", "group_names")
+    found = playbooks.variables(inventory, "all", *names)
     groups: dict[str, list[str]] = {}
     for host, values in sorted(found.items()):
         for group in values["group_names"]:
@@ -111,6 +123,7 @@ def load() -> Site:
         lab=lab,
         vip=first["topology_vip"],
         authority=Path(first["topology_state_dir"]) / "pki" / "ca.crt",
+        issuer=first["topology_issuer"],
         addresses={host: values["address"] for host, values in found.items()},
         groups=groups,
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 
+from freehold.up import order_command
+from tests.support import ledger
 from tests.support.site import ROOT, Site
 
 
@@ -36,3 +39,12 @@ def test_logs_come_from_every_host_that_has_the_unit(site: Site) -> None:
     """By the name that a service has in the inventory."""
     shown = freehold("logs", "--lines", "300", "orders-api")
     assert [host for host in site.groups["app"] if host not in shown] == []
+
+
+def test_the_line_that_make_up_shows_places_an_order(site: Site) -> None:
+    """As a newcomer copies it into a shell."""
+    ledger.stock_up(site, ["SMOKE-1"])
+    line = f"{order_command('lab', site.authority)} --silent --show-error"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["state"] == "accepted"

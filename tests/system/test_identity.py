@@ -1,0 +1,103 @@
+"""Identity: only what is meant for users is open, and its loss stops log-ins and nothing else."""
+
+from __future__ import annotations
+
+import ssl
+import time
+import uuid
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from freehold.token import TokenError
+from tests.support import ledger
+from tests.support.site import Site
+
+SKU = "IDENTITY-1"
+START_SECONDS = 120
+READY_SECONDS = 60
+
+
+@pytest.fixture
+def client(site: Site) -> Iterator[httpx.Client]:
+    """Return a client that trusts the site's authority only."""
+    context = ssl.create_default_context(cafile=str(site.authority))
+    with httpx.Client(base_url=site.url, verify=context, timeout=10, trust_env=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+def no_identity(site: Site) -> Iterator[None]:
+    """Have no identity provider."""
+    hosts = site.groups["identity"]
+    site.ask_all(hosts, "sudo systemctl stop keycloak")
+    yield
+    site.ask_all(hosts, "sudo systemctl start keycloak")
+    until = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            site.token()
+        except TokenError:
+            assert time.monotonic() < until
+            time.sleep(1)
+        else:
+            return
+
+
+def place(client: httpx.Client, token: str) -> str:
+    """Place an order and return its address."""
+    headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": f"identity-{uuid.uuid4().hex}"}
+    answer = client.post("/v1/orders", json={"lines": [{"sku": SKU, "quantity": 1}]}, headers=headers)
+    assert answer.status_code == httpx.codes.ACCEPTED, answer.text
+    return answer.headers["Location"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/auth/",
+        "/auth/admin/",
+        "/auth/admin/realms",
+        "/auth/realms/master/protocol/openid-connect/token",
+        "/auth/metrics",
+    ],
+)
+def test_the_administration_is_closed_from_outside(client: httpx.Client, path: str) -> None:
+    """As if it were not there."""
+    assert client.get(path).status_code == httpx.codes.NOT_FOUND
+
+
+def test_a_token_says_who_signed_it_and_where_its_keys_are(site: Site, client: httpx.Client) -> None:
+    """What a client library asks first leads to addresses that users reach."""
+    found = client.get(f"{site.issuer}/.well-known/openid-configuration").json()
+    assert found["issuer"] == site.issuer
+    assert found["jwks_uri"].startswith(f"{site.issuer}/")
+    assert client.get(found["jwks_uri"]).json()["keys"]
+
+
+def test_without_the_identity_provider_those_with_a_token_notice_nothing(
+    site: Site, client: httpx.Client, request: pytest.FixtureRequest
+) -> None:
+    """They order, also from replicas that started meanwhile; log-ins are refused in clear words until it is back."""
+    ledger.stock_up(site, [SKU])
+    token = site.token()
+    request.getfixturevalue("no_identity")
+    with pytest.raises(TokenError, match="503"):
+        site.token()
+    place(client, token)
+    host = site.groups["app"][0]
+    site.ask(host, "sudo systemctl restart svc-orders-api@1", seconds=READY_SECONDS)
+    until = time.monotonic() + READY_SECONDS
+    ready = "sudo podman exec orders-api-1 python3 -c " + (
+        "'import urllib.request; urllib.request.urlopen(\"http://127.0.0.1:8000/readyz\")'"
+    )
+    while isinstance(answer := site.ask_all([host], ready)[host], Exception):
+        assert time.monotonic() < until, answer
+        time.sleep(0.5)
+    orders = [place(client, token) for _ in range(20)]  # some by each replica
+    headers = {"Authorization": f"Bearer {token}"}
+    until = time.monotonic() + READY_SECONDS
+    while any(client.get(order, headers=headers).json()["state"] != "settled" for order in orders):
+        assert time.monotonic() < until
+        time.sleep(0.5)
