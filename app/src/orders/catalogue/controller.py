@@ -50,6 +50,7 @@ from orders.problems import problems
 
 _UNKNOWN_CALLER = "There is no access token, or it does not count."
 _NO_OPERATOR = "The token does not give the role operator."
+_MALFORMED = "The request is malformed."
 _NO_PRODUCT = "No product on sale has this SKU."
 _AWAY = "The database does not answer, and nothing is known from before."
 _AWAY_FOR_CHANGES = (
@@ -190,7 +191,7 @@ class CatalogueController(Controller):
         access=Access.PUBLIC,
         operation_id="GetProduct",
         operation_class=ConditionalOperation,
-        responses=_UNCHANGED | problems(s404=_NO_PRODUCT, s503=_AWAY),
+        responses=_UNCHANGED | problems(s400=_MALFORMED, s404=_NO_PRODUCT, s503=_AWAY),
     )
     async def get_product(
         self, request: Request[Any, Any, Any], catalogue: NamedDependency[Catalogue], sku: FromPath[str]
@@ -224,7 +225,7 @@ class CatalogueController(Controller):
         access=Access.PUBLIC,
         operation_id="GetAvailability",
         operation_class=ConditionalOperation,
-        responses=_UNCHANGED | problems(s404=_NO_PRODUCT, s503=_AWAY),
+        responses=_UNCHANGED | problems(s400=_MALFORMED, s404=_NO_PRODUCT, s503=_AWAY),
     )
     async def get_availability(
         self, request: Request[Any, Any, Any], catalogue: NamedDependency[Catalogue], sku: FromPath[str]
