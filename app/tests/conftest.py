@@ -10,7 +10,7 @@ import hypothesis
 import psycopg
 import pytest
 
-from service import NUMBERS, Api, Platform, Workers
+from service import NUMBERS, Api, Platform, Products, Workers
 
 # The same examples in every run; and no deadline, since the machine is shared.
 hypothesis.settings.register_profile("tests", database=None, deadline=None, derandomize=True)
@@ -90,3 +90,9 @@ def connection(platform: Platform) -> Iterator[psycopg.Connection]:
 def name(request: pytest.FixtureRequest) -> str:
     """Return a text of this test's own, for keys and customers."""
     return re.sub(r"[^A-Za-z0-9]+", "-", request.node.name).strip("-")[-40:] + f"-{next(NUMBERS)}"
+
+
+@pytest.fixture
+def products(api: Api, name: str) -> Products:
+    """Have products of this test's own."""
+    return Products(api, name)

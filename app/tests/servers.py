@@ -29,6 +29,11 @@ POSTGRES_BIN = Path("/usr/lib/postgresql/17/bin")
 KEYCLOAK = Path("/opt/keycloak")
 RABBITMQ = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 PASSWORD = "a password of the tests"
+# As the role patroni gives them: what a service may not do, its migrations say.
+DEFAULT_PRIVILEGES = (
+    "ALTER DEFAULT PRIVILEGES FOR ROLE orders_owner GRANT DELETE, INSERT, SELECT, UPDATE ON TABLES TO orders;"
+    "ALTER DEFAULT PRIVILEGES FOR ROLE orders_owner GRANT SELECT, USAGE ON SEQUENCES TO orders"
+)
 START_SECONDS = 90.0
 QUEUES = ("intake-1", "intake-2", "intake-3")
 DEAD_QUEUE = "intake-dead"
@@ -182,8 +187,8 @@ class Postgres(Process):
         with self.admin("postgres") as connection:
             for role in ("orders_owner", "orders", "keycloak"):
                 connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
-            connection.execute("CREATE DATABASE orders OWNER orders_owner")
             connection.execute("CREATE DATABASE keycloak OWNER keycloak")
+        self.make_database("orders")
         (self._data / "pg_hba.conf").write_text(
             "local all postgres trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n"
         )
@@ -220,10 +225,17 @@ class Postgres(Process):
         conninfo = f"host={self.folder} port={self.port} user=postgres dbname={database}"
         return psycopg.connect(conninfo, autocommit=True)
 
-    def url(self, port: int = pooler_port) -> str:
+    def make_database(self, name: str) -> None:
+        """Make an empty database for the service, as the platform does."""
+        with self.admin("postgres") as connection:
+            connection.execute(f"CREATE DATABASE {name} OWNER orders_owner")
+        with self.admin(name) as connection:
+            connection.execute(DEFAULT_PRIVILEGES)
+
+    def url(self, port: int = pooler_port, database: str = "orders") -> str:
         """Return what a service gets: by name and by address, verified."""
         return (
-            f"postgresql://orders@postgres.freehold.internal:{port}/orders?hostaddr=127.0.0.1"
+            f"postgresql://orders@postgres.freehold.internal:{port}/{database}?hostaddr=127.0.0.1"
             f"&sslmode=verify-full&sslrootcert={self._certificates.ca}"
         )
 
@@ -278,6 +290,10 @@ class Valkey:
         """Return what valkey-cli says."""
         command = ["valkey-cli", "-p", str(port), "--tls", "--cacert", str(self._certificates.ca), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def keys(self, pattern: str) -> list[str]:
+        """Return the keys that a pattern fits."""
+        return [key for port in self.ports for key in self.cli(port, "keys", pattern).splitlines() if key]
 
     def connections(self) -> int:
         """Return how many connections of clients the nodes have, those too that a node has not taken or closed yet."""

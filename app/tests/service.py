@@ -1,9 +1,11 @@
 """The service's own processes, started as in production, and what they need."""
 
 import itertools
+import re
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -120,6 +122,52 @@ class Api:
         """Stop it as the platform does."""
         self.client.close()
         return self.process.stop()
+
+
+class Products:
+    """Products of one test, all of whose SKUs begin alike, kept by an operator."""
+
+    def __init__(self, api: Api, name: str) -> None:
+        self.prefix = re.sub(r"[^A-Z0-9-]", "", name.upper())[-40:] + "-"
+        self._api = api
+        self._bodies: dict[str, dict[str, object]] = {}
+
+    @staticmethod
+    def body(**changes: object) -> dict[str, object]:
+        """Return what a product is to be."""
+        return {"name": "A thing", "description": "", "price_cents": 100, "currency": "EUR", "active": True, **changes}
+
+    def put(self, sku: str, headers: Mapping[str, str], **changes: object) -> httpx.Response:
+        """Put a product."""
+        return self._api.client.put(f"/v1/products/{sku}", json=self.body(**changes), headers=headers)
+
+    def create(self, suffix: str, **changes: object) -> str:
+        """Create a product and return its SKU."""
+        self._bodies[suffix] = changes
+        answer = self.put(self.prefix + suffix, {"If-None-Match": "*"}, **changes)
+        assert answer.status_code == 201, answer.text
+        return self.prefix + suffix
+
+    def change(self, suffix: str, **changes: object) -> str:
+        """Change a product, whatever it is now, and return its tag."""
+        self._bodies[suffix] |= changes
+        answer = self.put(self.prefix + suffix, {"If-Match": "*"}, **self._bodies[suffix])
+        assert answer.status_code == 200, answer.text
+        return answer.headers["etag"]
+
+    def stock(self, suffix: str, quantity: int) -> None:
+        """Set how many there are."""
+        address = f"/v1/products/{self.prefix}{suffix}/stock"
+        assert self._api.client.put(address, json={"quantity": quantity}).json() == {"quantity": quantity}
+
+
+def skus(api: Api, **parameters: object) -> list[str]:
+    """Return the SKUs of a list of products."""
+    answer = api.client.get(
+        "/v1/products", params={k: str(v).lower() if v is True or v is False else str(v) for k, v in parameters.items()}
+    )
+    assert answer.status_code == 200, answer.text
+    return [product["sku"] for product in answer.json()]
 
 
 class Workers:

@@ -49,9 +49,27 @@ ROUTES = {
     ("GET", "/v1/schema/{path}"): Row(Access.PUBLIC, 404),
     ("GET", "/v1/products"): Row(Access.PUBLIC),
     ("GET", "/v1/products/{sku}"): Row(Access.PUBLIC),
+    ("PUT", "/v1/products/{sku}"): Row(Access.OPERATOR),
+    ("GET", "/v1/products/{sku}/prices"): Row(Access.PUBLIC),
+    ("GET", "/v1/products/{sku}/record"): Row(Access.OPERATOR),
+    ("GET", "/v1/products/{sku}/stock"): Row(Access.PUBLIC),
+    ("PATCH", "/v1/products/{sku}/stock"): Row(Access.OPERATOR),
+    ("PUT", "/v1/products/{sku}/stock"): Row(Access.OPERATOR),
     ("POST", "/v1/orders"): Row(Access.CUSTOMER, 202),
     ("GET", "/v1/orders"): Row(Access.CUSTOMER),
     ("GET", "/v1/orders/{order_id}"): Row(EITHER),
+}
+BODIES: dict[tuple[str, str], dict[str, object]] = {
+    ("POST", "/v1/orders"): {"lines": [{"sku": "P-00023", "quantity": 1}]},
+    ("PUT", "/v1/products/{sku}"): {
+        "name": "Product 98",
+        "description": "",
+        "price_cents": 98,
+        "currency": "EUR",
+        "active": True,
+    },
+    ("PATCH", "/v1/products/{sku}/stock"): {"change": 1},
+    ("PUT", "/v1/products/{sku}/stock"): {"quantity": 1_000_000},
 }
 
 # Makes a token for a role that is right but for one thing.
@@ -160,18 +178,12 @@ def without_valkey(platform: Platform) -> Iterator[Api]:
 def call(client: httpx.Client, route: tuple[str, str], order: str, authorization: str | None) -> httpx.Response:
     """Ask a route for something that is there, with an Authorization header if there is one."""
     method, path = route
-    path = path.format(sku="P-00001", order_id=order, path="nothing")
-    headers = {} if authorization is None else {"Authorization": authorization}
-    if method == "GET":
-        return client.get(path, headers=headers)
-    body = {"lines": [{"sku": "P-00023", "quantity": 1}]}
-    return client.request(method, path, json=body, headers={"Idempotency-Key": "matrix", **headers})
-
-
-def shelved(platform: Platform, pattern: str) -> list[str]:
-    """Return the keys in Valkey that a pattern fits."""
-    ports = platform.valkey.ports
-    return [key for port in ports for key in platform.valkey.cli(port, "keys", pattern).splitlines() if key]
+    body = BODIES.get(route)
+    path = path.format(sku="P-00001" if body is None else "P-00098", order_id=order, path="nothing")
+    headers = {"Idempotency-Key": "matrix", "If-Match": "*"} if body else {}
+    if authorization is not None:
+        headers["Authorization"] = authorization
+    return client.request(method, path, json=body, headers=headers)
 
 
 def reads(api: Api) -> float:
@@ -307,7 +319,7 @@ def test_another_customers_order_is_not_found_like_one_that_never_was(
     address = api.place({"P-00023": 1}, name, name)
     decided = api.decided(address)
     if source == "valkey":
-        wait_until(lambda: shelved(platform, f"orders:decided:{decided['id']}"), "Valkey's copy", 10)
+        wait_until(lambda: platform.valkey.keys(f"orders:decided:{decided['id']}"), "Valkey's copy", 10)
 
     def get(path: str, customer: str, *roles: str) -> httpx.Response:
         return asked.client.get(path, headers=asked.bearer(customer, *roles))
@@ -414,8 +426,8 @@ def test_without_keycloak_tokens_go_on_and_a_replica_starts_by_valkeys_copy(
     platform: Platform, api: Api, name: str, number: signal.Signals
 ) -> None:
     keycloak, valkey = platform.keycloak, platform.valkey
-    wait_until(lambda: shelved(platform, "orders:jwks:*"), "Valkey's copy", 10)
-    (copy,) = shelved(platform, "orders:jwks:*")
+    wait_until(lambda: platform.valkey.keys("orders:jwks:*"), "Valkey's copy", 10)
+    (copy,) = platform.valkey.keys("orders:jwks:*")
     valkey.cli(valkey.ports[0], "-c", "expire", copy, "600")
     keycloak.send(number)
     try:

@@ -2,13 +2,16 @@
 
 import signal
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from orders.migrations import MigrationError, apply, connect_as_owner, load
+from orders.seed import SEED
 from orders.settings import Settings
+from orders.worker.settlement import SETTLE
 from servers import Process, wait_until
 from service import Platform
 
@@ -95,11 +98,48 @@ def test_names_that_have_no_order_are_refused(tmp_path: Path, names: list[str]) 
         load(tmp_path)
 
 
-def test_the_service_may_read_and_sell_and_no_more(platform: Platform) -> None:
+def test_what_ran_before_a_migration_runs_after_it(platform: Platform, name: str) -> None:
+    platform.postgres.make_database("former")
+    url = platform.postgres.url(database="former")
+    settings = Settings.from_environment({**platform.environment, "ORDERS_DATABASE_URL": url})
+    with connect_as_owner(settings) as owner:
+        apply(owner, load()[:2])
+        assert owner.execute(SEED, (3, 5)).rowcount == 3
+        apply(owner, load())
+        history = owner.execute("SELECT sku, version, price_cents, currency FROM product_price ORDER BY sku").fetchall()
+        assert owner.execute(SEED, (4, 5)).rowcount == 1
+    assert history == [(f"P-0000{number}", 1, 100 + number * 37, "EUR") for number in (1, 2, 3)]
+    former_settle = SETTLE.replace("(SELECT * FROM product WHERE active) p", "product p")
+    assert former_settle != SETTLE
+    identifier = "00000000-0000-8000-8000-000000000000"
+    order = [[identifier], ["c1"], [name], [datetime.now(UTC)], [identifier], [0], ["P-00001"], [2]]
+    with psycopg.connect(settings.conninfo(url), autocommit=True, prepare_threshold=None) as service:
+        listed = service.execute(
+            "SELECT sku, name, price_cents, currency FROM product WHERE sku > %s ORDER BY sku LIMIT %s", ("P-00003", 9)
+        ).fetchall()
+        assert listed == [("P-00004", "Product 4", 248, "EUR")]
+        for statement in (former_settle, SETTLE):  # once
+            service.execute(statement, order)
+        assert service.execute("SELECT state, total_cents FROM orders").fetchall() == [("settled", 274)]
+        assert service.execute("SELECT quantity FROM stock WHERE sku = 'P-00001'").fetchone() == (3,)
+
+
+def test_the_service_may_sell_and_keep_the_catalogue_and_no_more(platform: Platform) -> None:
     conninfo = Settings.from_environment(platform.environment).conninfo(platform.postgres.url())
     with psycopg.connect(conninfo, autocommit=True, prepare_threshold=None) as connection:
         for statement in (
-            "UPDATE product SET price_cents = 1",
+            "UPDATE product SET version = 1",
+            "UPDATE product SET sku = sku",
+            "INSERT INTO product (sku, name, price_cents, currency, version) VALUES ('X', 'x', 1, 'EUR', 9)",
+            "DELETE FROM product",
+            "UPDATE product_price SET price_cents = 1",
+            "INSERT INTO product_price VALUES ('P-00001', 9, 1, 'EUR', now())",
+            "DELETE FROM product_price",
+            "TRUNCATE product_price",
+            "ALTER TABLE product DISABLE TRIGGER ALL",
+            "SET session_replication_role = replica",
+            "DELETE FROM stock",
+            "SELECT FROM schema_migration",
             "DELETE FROM orders",
             "UPDATE orders SET state = 'settled'",
             "DELETE FROM order_line",

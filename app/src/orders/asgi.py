@@ -43,7 +43,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
     keys = Keys(settings, hints)
     publisher = Publisher(settings)
     orders = Orders(Identities(settings.hmac_keys()), publisher, hints, database)
-    catalogue = Catalogue(database)
+    catalogue = Catalogue(database, hints)
 
     @asynccontextmanager
     async def connections(_app: Litestar) -> AsyncIterator[None]:

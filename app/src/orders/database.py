@@ -1,4 +1,4 @@
-"""PostgreSQL access for requests, which only read: from a replica, or from the primary where no replica answers."""
+"""PostgreSQL access for requests: they read from a replica, or from the primary where none answers, and write to the primary."""
 
 import asyncio
 import os
@@ -75,12 +75,14 @@ class Database:
                 stack.push_async_callback(pool.close)
             yield
 
-    async def read(self, query: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Run one query that only reads.
+    async def read(self, query: Callable[[AsyncConnection], Awaitable[T]], *, newest: bool = False) -> T:
+        """Run one query that only reads; on the primary where the newest is wanted, and a replica may be behind.
 
         Raises:
             psycopg_pool.PoolTimeout, psycopg.OperationalError: the database does not answer; the client gets 503.
         """
+        if newest:
+            return await self._run(self._primary, query)
         now = asyncio.get_running_loop().time()
         if self._replicas and now >= self._replicas_rest_until:
             try:
@@ -90,6 +92,20 @@ class Database:
         if self._replicas:
             metrics.REPLICA_FALLBACKS.inc()
         return await self._run(self._primary, query)
+
+    async def write(self, change: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run a change in a transaction on the primary, and commit it; an exception undoes it.
+
+        Raises:
+            psycopg_pool.PoolTimeout, psycopg.OperationalError: the primary does not answer, and whether the change was made
+                is not known; the client gets 503.
+        """
+
+        async def in_transaction(connection: AsyncConnection) -> T:
+            async with connection.transaction():
+                return await change(connection)
+
+        return await self._run(self._primary, in_transaction)
 
     async def _run(self, pool: AsyncConnectionPool, query: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         async with pool.connection() as connection:

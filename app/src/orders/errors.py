@@ -49,6 +49,18 @@ class KeyReusedError(Exception):
     """The Idempotency-Key was used with another body."""
 
 
+class TooLittleStockError(Exception):
+    """There are fewer pieces than are to be taken away."""
+
+
+class UnconditionalError(Exception):
+    """A change does not say what it changes."""
+
+
+class OutdatedError(Exception):
+    """What a change is meant to change is there no longer, or what it is to make is there already."""
+
+
 class UnauthorizedError(Exception):
     """Who asks has no token, or none that counts, for a reason that the client may read."""
 

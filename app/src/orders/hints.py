@@ -103,12 +103,32 @@ class Hints:
             answer = await self._ask(key, lambda client: client.getex(PREFIX + key, ex=lifetime))
         return answer
 
-    async def claim(self, key: str, value: bytes) -> bytes | None:
-        """Remember the value unless the key has one; return the one that it had."""
+    async def claim(self, key: str, value: bytes, lifetime: int = LIFETIME_SECONDS) -> bytes | None:
+        """Remember the value for some seconds unless the key has one; return the one that it had."""
         answer: bytes | None = await self._ask(
-            key, lambda client: client.set(PREFIX + key, value, ex=LIFETIME_SECONDS, nx=True, get=True)
+            key, lambda client: client.set(PREFIX + key, value, ex=lifetime, nx=True, get=True)
         )
         return answer
+
+    async def raise_to(self, key: str, version: int, value: bytes, lifetime: int) -> None:
+        """Remember the value of a version unless the key has one of a higher, or of this one that sorts after it.
+
+        In a sorted set, since that is so in whatever order such values come; it lasts some seconds from its first value on.
+        """
+
+        def replace(client: ValkeyCluster) -> Awaitable[Any]:
+            pipeline = client.pipeline()
+            pipeline.zadd(PREFIX + key, {value: version})
+            pipeline.zremrangebyrank(PREFIX + key, 0, -2)
+            pipeline.expire(PREFIX + key, lifetime, nx=True)
+            return pipeline.execute()
+
+        await self._ask(key, replace)
+
+    async def highest(self, key: str) -> tuple[bytes, int] | None:
+        """Return the value of the highest version that is remembered under a key, and that version."""
+        answer = await self._ask(key, lambda client: client.zrange(PREFIX + key, -1, -1, withscores=True))
+        return (answer[0][0], int(answer[0][1])) if answer else None
 
     async def remember(self, values: Mapping[str, bytes], lifetime: int = LIFETIME_SECONDS) -> bool:
         """Remember values, each under its key, for some seconds; return whether Valkey took them in time."""

@@ -17,7 +17,11 @@ INTAKE = Histogram("orders_intake_seconds", "Time from the first attempt to the 
 INTAKE_FAILED = Counter("orders_intake_failed", "Orders that no lane confirmed in time.")
 KEYS_REUSED = Counter("orders_keys_reused", "Orders refused early: their key was used with another body.")
 
-CACHE = Counter("orders_cache", "Reads of the process's own cache.", ("outcome",))
+CACHE = Counter(
+    "orders_cache", "Reads of the catalogue's cache: the process's own, then Valkey's.", ("level", "outcome")
+)
+CATALOGUE_READS = Counter("orders_catalogue_reads", "Reads of the catalogue in the database.", ("what",))
+REPLICA_BEHIND = Counter("orders_replica_behind", "Reads made again of the primary: more was known than a replica had.")
 HINTS = Counter("orders_hints", "Calls of Valkey, which helps and is never needed.", ("outcome",))
 REPLICA_FALLBACKS = Counter("orders_replica_fallbacks", "Reads that went to the primary, no replica having answered.")
 

@@ -11,6 +11,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 from psycopg import OperationalError
+from psycopg.errors import ReadOnlySqlTransaction
 from psycopg_pool import PoolTimeout
 
 from orders.errors import (
@@ -21,9 +22,12 @@ from orders.errors import (
     KeyReusedError,
     MediaTypeError,
     NotFoundError,
+    OutdatedError,
     Problem,
+    TooLittleStockError,
     UnauthorizedError,
     UnavailableError,
+    UnconditionalError,
 )
 from orders.logs import REQUEST_ID
 
@@ -60,9 +64,14 @@ EXCEPTION_TO_PROBLEM: Mapping[type[Exception], Callable[[Any], Problem]] = {
     ForbiddenError: lambda error: Problem(403, "Forbidden", detail=str(error)),
     MediaTypeError: lambda error: Problem(415, "Unsupported Media Type", detail=str(error)),
     KeyReusedError: lambda error: Problem(409, "Conflict", detail=str(error)),
+    TooLittleStockError: lambda error: Problem(409, "Conflict", detail=str(error)),
+    OutdatedError: lambda error: Problem(412, "Precondition Failed", detail=str(error)),
+    UnconditionalError: lambda error: Problem(428, "Precondition Required", detail=str(error)),
     UnavailableError: lambda error: Problem(503, "Service Unavailable", detail=str(error)),
     PoolTimeout: lambda _: Problem(503, "Service Unavailable", detail="The database does not answer."),
     OperationalError: lambda _: Problem(503, "Service Unavailable", detail="The database does not answer."),
+    # A primary that has just become a replica.
+    ReadOnlySqlTransaction: lambda _: Problem(503, "Service Unavailable", detail="The database takes no changes now."),
     HTTPException: _from_http,
 }
 

@@ -1,86 +1,262 @@
-"""The catalogue as it was at most a second ago, from this process's memory."""
+"""The catalogue as it was a moment ago: from this process's memory, then Valkey, then a replica of the database."""
 
 import asyncio
+import logging
+import re
+import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
-from psycopg import OperationalError
-from psycopg_pool import PoolTimeout
+from psycopg import AsyncConnection
 
 from orders import metrics
-from orders.catalogue.repository import ProductRepository
+from orders.catalogue.cache import FRESH_SECONDS, LATE_SECONDS, Cache, Entry
+from orders.catalogue.repository import ProductRepository, Stored
+from orders.catalogue.schemas import (
+    ALL,
+    SKU_PATTERN,
+    Availability,
+    Choice,
+    NewProduct,
+    Product,
+    Record,
+    Stock,
+)
+from orders.catalogue.shared import Shared
+from orders.catalogue.tags import Condition, tag
 from orders.database import Database
+from orders.errors import BadRequestError, NotFoundError, OutdatedError, TooLittleStockError
+from orders.hints import Hints
 
-FRESH_SECONDS = 1.0
-STALE_SECONDS = 60.0
-MOST_ENTRIES = 4096
+_LOG = logging.getLogger(__name__)
+
+MOST_PRODUCTS = 4096
+MOST_LISTS = 256  # they are larger, and clients make them up
 
 _ENCODER = msgspec.json.Encoder()
-
-
-class Entry:
-    """An answer as JSON, none for "there is no such thing"."""
-
-    __slots__ = ("content", "loaded_at")
-
-    def __init__(self, content: bytes | None, loaded_at: float) -> None:
-        self.content = content
-        self.loaded_at = loaded_at
+_SKU = re.compile(SKU_PATTERN)
+_HITS, _STALE, _MISSES = (metrics.CACHE.labels("valkey", outcome) for outcome in ("hit", "stale", "miss"))
 
 
 class Catalogue:
-    """Reads products; of all who ask for one that is not fresh, only the first asks the database."""
+    """Reads products, and changes them.
 
-    def __init__(self, database: Database) -> None:
+    A change of a product is in this process's memory and in Valkey before it is answered. A reading that is older than what is
+    known, from a replica that is behind, is made again of the primary.
+    """
+
+    def __init__(self, database: Database, hints: Hints) -> None:
         self._database = database
-        self._entries: dict[tuple[str, int], Entry] = {}
-        self._loading: dict[tuple[str, int], asyncio.Task[Entry]] = {}
-        self._hits, self._misses, self._stale = (metrics.CACHE.labels(name) for name in ("hit", "miss", "stale"))
+        self._shared = Shared(hints)
+        self._products: Cache[str] = Cache(MOST_PRODUCTS)
+        self._stocks: Cache[str] = Cache(MOST_PRODUCTS)
+        self._lists: Cache[tuple[Choice, str, int]] = Cache(MOST_LISTS)
+        self._prices: Cache[tuple[str, int, int]] = Cache(MOST_LISTS)
+        self._leaving: set[asyncio.Task[None]] = set()
 
-    async def product(self, sku: str) -> bytes | None:
-        """Return one product as JSON, none if there is no such product."""
+    async def product(self, sku: str) -> Entry:
+        """Return one product on sale.
 
-        async def load() -> bytes | None:
-            product = await self._database.read(lambda connection: ProductRepository(connection).get(sku))
-            return _ENCODER.encode(product) if product else None
+        Raises:
+            NotFoundError: there is no such product, or it is not on sale.
+            psycopg_pool.PoolTimeout, psycopg.OperationalError: the database does not answer.
+        """
 
-        return await self._cached((sku, 0), load)
+        async def read(connection: AsyncConnection) -> Entry:
+            started = time.monotonic()
+            return _entry(await ProductRepository(connection).get(sku), started)
 
-    async def page(self, *, after: str, limit: int) -> bytes:
-        """Return up to `limit` products whose SKU sorts after `after`, in SKU order, as JSON."""
+        async def load(known: Entry | None) -> Entry:
+            return await self._load(f"product:{sku}", known, lambda newest: self._read("product", read, newest=newest))
 
-        async def load() -> bytes:
-            page = self._database.read(lambda connection: ProductRepository(connection).page(after=after, limit=limit))
-            return _ENCODER.encode(await page)
-
-        return await self._cached((after, limit), load) or b"[]"
-
-    async def _cached(self, key: tuple[str, int], load: Callable[[], Awaitable[bytes | None]]) -> bytes | None:
-        now = asyncio.get_running_loop().time()
-        entry = self._entries.get(key)
-        if entry and now - entry.loaded_at < FRESH_SECONDS:
-            self._hits.inc()
-            return entry.content
-        self._misses.inc()
-        loading = self._loading.get(key)
-        if loading is None:
-            loading = self._loading[key] = asyncio.create_task(self._load(key, load))
-        try:
-            # Shielded: a client that leaves does not take the answer away from the others.
-            return (await asyncio.shield(loading)).content
-        except (PoolTimeout, OperationalError):
-            if entry is None or now - entry.loaded_at > STALE_SECONDS:
-                raise
-            self._stale.inc()
-            return entry.content
-
-    async def _load(self, key: tuple[str, int], load: Callable[[], Awaitable[bytes | None]]) -> Entry:
-        try:
-            entry = Entry(await load(), asyncio.get_running_loop().time())
-        finally:
-            del self._loading[key]
-        self._entries.pop(key, None)
-        while len(self._entries) >= MOST_ENTRIES:
-            del self._entries[next(iter(self._entries))]  # the one that was loaded longest ago
-        self._entries[key] = entry
+        entry = await self._products.get(sku, load) if _SKU.match(sku) else None
+        if entry is None or not entry.content:
+            raise _not_found(sku)
         return entry
+
+    async def page(self, choice: Choice, *, after: str, limit: int) -> Entry:
+        """Return up to `limit` products on sale whose SKU sorts after `after`, in SKU order."""
+
+        async def read(connection: AsyncConnection) -> Entry:
+            started = time.monotonic()
+            found = await ProductRepository(connection).page(choice, after=after, limit=limit)
+            return Entry(_ENCODER.encode(found), loaded_at=started)
+
+        async def load(known: Entry | None) -> Entry:
+            # Others get the first page of all products only: of the rest clients may want any number.
+            key = f"list:{limit}" if choice == ALL and not after else ""
+            return await self._load(key, known, lambda newest: self._read("list", read, newest=newest))
+
+        return await self._lists.get((choice, after, limit), load)
+
+    async def prices(self, sku: str, *, before: int, limit: int) -> Entry:
+        """Return up to `limit` prices of a product on sale, lower versions than `before`, the newest first.
+
+        Raises:
+            NotFoundError: there is no such product, or it is not on sale.
+        """
+
+        async def read(connection: AsyncConnection) -> Entry:
+            started = time.monotonic()
+            found = await ProductRepository(connection).prices(sku, before=before, limit=limit)
+            return Entry(_ENCODER.encode(found), loaded_at=started)
+
+        await self.product(sku)
+        return await self._prices.get((sku, before, limit), lambda _: self._read("prices", read))
+
+    async def availability(self, sku: str) -> Entry:
+        """Return whether there is any of a product on sale.
+
+        Raises:
+            NotFoundError: there is no such product, or it is not on sale.
+        """
+
+        async def read(connection: AsyncConnection) -> Entry:
+            started = time.monotonic()
+            return Entry(
+                _ENCODER.encode(Availability(await ProductRepository(connection).has_stock(sku))), loaded_at=started
+            )
+
+        await self.product(sku)
+        return await self._stocks.get(sku, lambda _: self._read("stock", read))
+
+    async def record(self, sku: str) -> Record:
+        """Return all that the primary knows of a product.
+
+        Raises:
+            NotFoundError: there is no such product.
+        """
+        stored = await self._database.read(
+            lambda connection: ProductRepository(connection).get(_checked(sku)), newest=True
+        )
+        if stored is None:
+            raise _not_found(sku)
+        return _record(stored)
+
+    async def put(self, sku: str, new: NewProduct, condition: Condition, operator: str) -> Record:
+        """Create or change a product and return it.
+
+        Raises:
+            BadRequestError: no product can have this SKU.
+            OutdatedError: the condition does not hold.
+        """
+        _checked(sku)
+
+        async def change(connection: AsyncConnection) -> Stored:
+            products = ProductRepository(connection)
+            if condition.absent:
+                done, otherwise = await products.create(sku, new), "There is a product of this SKU."
+            else:
+                done = await products.change(sku, new, condition.versions)
+                otherwise = "The product has another tag, or is not there."
+            stored = await products.get(sku) if done else None
+            if stored is None:
+                raise OutdatedError(otherwise)
+            return stored
+
+        started = time.monotonic()
+        stored = await self._database.write(change)
+        entry = self._products.keep(sku, _entry(stored, started))
+        await self._shared.keep(f"product:{sku}", entry)
+        _LOG.info("%s put product %s, now at version %d", operator, sku, stored.version)
+        return _record(stored)
+
+    async def set_stock(self, sku: str, quantity: int, operator: str) -> Stock:
+        """Set how many pieces of a product there are.
+
+        Raises:
+            NotFoundError: there is no such product.
+        """
+        found = await self._database.write(
+            lambda connection: ProductRepository(connection).set_stock(_checked(sku), quantity)
+        )
+        if found is None:
+            raise _not_found(sku)
+        return self._stocked(sku, found, operator)
+
+    async def change_stock(self, sku: str, change: int, operator: str) -> Stock:
+        """Add pieces of a product, or take them away.
+
+        Raises:
+            NotFoundError: there is no such product.
+            TooLittleStockError: there are not so many to be taken away.
+        """
+        _checked(sku)
+
+        async def change_it(connection: AsyncConnection) -> int:
+            products = ProductRepository(connection)
+            found = await products.change_stock(sku, change)
+            if found is None:
+                if await products.get(sku) is None:
+                    raise _not_found(sku)
+                raise TooLittleStockError(f"There are fewer than {-change} pieces of {sku}.")
+            return found
+
+        return self._stocked(sku, await self._database.write(change_it), operator)
+
+    def _stocked(self, sku: str, quantity: int, operator: str) -> Stock:
+        self._stocks.forget(sku)
+        _LOG.info("%s changed the stock of %s, now %d", operator, sku, quantity)
+        return Stock(quantity)
+
+    async def _read(
+        self, what: str, read: Callable[[AsyncConnection], Awaitable[Entry]], *, newest: bool = False
+    ) -> Entry:
+        metrics.CATALOGUE_READS.labels(what).inc()
+        return await self._database.read(read, newest=newest)
+
+    async def _load(self, key: str, known: Entry | None, read: Callable[[bool], Awaitable[Entry]]) -> Entry:
+        """Return what Valkey has under a key if it is new enough, else what the database has; without a key only that."""
+        if not key:
+            return await read(False)
+        least = known.version if known else 0
+        shared = await self._shared.find(key)
+        if shared and shared.version >= least:
+            least = shared.version
+            if shared.age < FRESH_SECONDS:
+                _HITS.inc()
+                return shared
+            if shared.age < LATE_SECONDS and not await self._shared.claim(key):
+                _STALE.inc()
+                return shared
+        _MISSES.inc()
+        entry = await read(False)
+        if entry.version < least:
+            metrics.REPLICA_BEHIND.inc()
+            entry = await read(True)
+        if entry.content or entry.version:  # else it is a SKU that a client made up
+            leaving = asyncio.create_task(self._shared.keep(key, entry))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+        return entry
+
+
+def _entry(stored: Stored | None, started: float) -> Entry:
+    if stored is None:
+        return Entry(b"", loaded_at=started)
+    product = Product(stored.sku, stored.name, stored.price_cents, stored.currency, stored.description)
+    return Entry(_ENCODER.encode(product) if stored.active else b"", loaded_at=started, version=stored.version)
+
+
+def _record(stored: Stored) -> Record:
+    return Record(
+        sku=stored.sku,
+        name=stored.name,
+        description=stored.description,
+        price_cents=stored.price_cents,
+        currency=stored.currency,
+        active=stored.active,
+        quantity=stored.quantity,
+        changed_at=stored.changed_at,
+        etag=tag(stored.version),
+    )
+
+
+def _checked(sku: str) -> str:
+    if not _SKU.match(sku):
+        raise BadRequestError("sku", "is not 1 to 64 of A-Z, 0-9 and -")
+    return sku
+
+
+def _not_found(sku: str) -> NotFoundError:
+    return NotFoundError(f"No product has the SKU {sku[:64]!r}.")

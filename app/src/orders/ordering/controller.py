@@ -11,7 +11,8 @@ from litestar.params import FromPath, HeaderParameter, QueryParameter
 
 from orders.access.guards import BEARER
 from orders.access.schemas import Access, Caller
-from orders.errors import BadRequestError, MediaTypeError
+from orders.bodies import parse
+from orders.errors import BadRequestError
 from orders.ordering.schemas import (
     CURSOR_PATTERN,
     KEY_PATTERN,
@@ -77,15 +78,7 @@ def parse_order(content_type: str, body: bytes) -> NewOrder:
         MediaTypeError: the body is not declared as JSON.
         BadRequestError: naming the field that is wrong.
     """
-    if content_type.partition(";")[0].strip().lower() != "application/json":
-        raise MediaTypeError("The body of an order is application/json.")
-    try:
-        order = _DECODER.decode(body)
-    except msgspec.ValidationError as error:
-        detail, _, path = str(error).partition(" - at `$")
-        raise BadRequestError(path.strip("`.") or "body", detail) from error
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise BadRequestError("body", f"not JSON: {error}") from error
+    order = parse(_DECODER, content_type, body)
     seen: set[str] = set()
     for number, line in enumerate(order.lines):
         if line.sku in seen:

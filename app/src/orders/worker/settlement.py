@@ -14,7 +14,7 @@ from orders.ordering.schemas import Line, Order, OrderMessage, Refusal, State
 #   judged  What each order comes to by itself.
 #   new     Orders that were not there before. Where the content or the key was, nothing happens ...
 #   reused  ... and what is left is there already by its content, or else is refused for another body under its key.
-_SETTLE = """
+SETTLE = """
 WITH batch AS (
     SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::timestamptz[]) WITH ORDINALITY
         AS b (id, customer_id, idempotency_key, accepted_at, number)
@@ -25,7 +25,7 @@ WITH batch AS (
     SELECT sku, quantity FROM stock WHERE sku IN (SELECT sku FROM line) ORDER BY sku FOR UPDATE
 ), priced AS MATERIALIZED (
     SELECT l.*, p.price_cents, p.currency, coalesce(s.quantity, 0) AS available
-    FROM line l LEFT JOIN product p USING (sku) LEFT JOIN shelf s USING (sku)
+    FROM line l LEFT JOIN (SELECT * FROM product WHERE active) p USING (sku) LEFT JOIN shelf s USING (sku)
 ), judged AS MATERIALIZED (
     SELECT order_id, sum(quantity * price_cents)::bigint AS total_cents, min(currency) AS currency,
         CASE WHEN bool_or(price_cents IS NULL) THEN 'unknown_product'
@@ -79,7 +79,7 @@ async def probe(connection: AsyncConnection) -> None:
     Raises:
         psycopg.Error: they could not: no database, no schema, no right to write, or one that is read-only.
     """
-    await connection.execute(_SETTLE, ([],) * 8)
+    await connection.execute(SETTLE, ([],) * 8)
 
 
 async def settle(connection: AsyncConnection, messages: Sequence[OrderMessage]) -> list[Order]:
@@ -110,7 +110,7 @@ async def _run(connection: AsyncConnection, messages: Sequence[OrderMessage]) ->
         [message.accepted_at for message in messages],
         *(list(column) for column in zip(*lines, strict=True)),
     )
-    cursor = await connection.execute(_SETTLE, parameters)
+    cursor = await connection.execute(SETTLE, parameters)
     rows: list[_Row] = await cursor.fetchall()
     by_id = {message.id: message for message in messages}
     decided = [_order(by_id[row[0]], row) for row in rows if not row[6]]
