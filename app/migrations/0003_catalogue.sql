@@ -1,6 +1,6 @@
 -- Products get a version that every change raises, a history of their prices, and words to be found by.
--- The new column rewrites the table and the index is made in the same transaction: readers wait meanwhile, a second for some
--- hundred thousand products, and get what was cached. A table too large for that would need another way.
+-- The new columns rewrite the table, and the index is made in the same transaction: who reads products waits meanwhile, some three
+-- seconds for a hundred thousand, and gets what was cached. A table too large for that would need another way.
 ALTER TABLE product
     ADD COLUMN version     bigint      NOT NULL DEFAULT 1 CHECK (version > 0),
     ADD COLUMN description text        NOT NULL DEFAULT '',

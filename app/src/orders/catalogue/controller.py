@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Controller, Request, Response, get, patch, put
 from litestar.di import NamedDependency
+from litestar.enums import HttpMethod
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import (
     Example,
@@ -21,7 +22,7 @@ from litestar.params import FromPath, HeaderParameter, QueryParameter
 
 from orders.access.guards import BEARER
 from orders.access.schemas import Access, Caller
-from orders.answers import FrequentGet, Ready
+from orders.answers import Frequent, Ready
 from orders.bodies import parse
 from orders.catalogue.cache import Entry
 from orders.catalogue.schemas import (
@@ -148,7 +149,8 @@ class CatalogueController(Controller):
     path = "/v1/products"
     tags = ["Catalogue"]
 
-    @FrequentGet(
+    @Frequent(
+        http_method=HttpMethod.GET,
         access=Access.PUBLIC,
         operation_id="ListProducts",
         operation_class=ConditionalOperation,
@@ -186,8 +188,9 @@ class CatalogueController(Controller):
         choice = Choice(q, currency, min_price_cents, max_price_cents, in_stock)
         return _answer(request, await catalogue.page(choice, after=after, limit=limit))
 
-    @FrequentGet(
+    @Frequent(
         "/{sku:str}",
+        http_method=HttpMethod.GET,
         access=Access.PUBLIC,
         operation_id="GetProduct",
         operation_class=ConditionalOperation,
@@ -199,8 +202,9 @@ class CatalogueController(Controller):
         """Return one product on sale. Its stock is apart from it, since that changes with every order."""
         return _answer(request, await catalogue.product(sku))
 
-    @FrequentGet(
+    @Frequent(
         "/{sku:str}/prices",
+        http_method=HttpMethod.GET,
         access=Access.PUBLIC,
         operation_id="ListPrices",
         operation_class=ConditionalOperation,
@@ -220,8 +224,9 @@ class CatalogueController(Controller):
         """List what a product cost and costs, the newest price first."""
         return _answer(request, await catalogue.prices(sku, before=before, limit=limit))
 
-    @FrequentGet(
+    @Frequent(
         "/{sku:str}/stock",
+        http_method=HttpMethod.GET,
         access=Access.PUBLIC,
         operation_id="GetAvailability",
         operation_class=ConditionalOperation,
