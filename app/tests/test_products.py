@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
+from orders.catalogue.schemas import MOST_STOCK
 from service import Api, Products
 
 
@@ -161,7 +162,9 @@ def test_every_price_is_in_the_history_whoever_changed_it(
     assert api.client.get(f"/v1/products/{sku}/record").json()["etag"] == '"1.5"'
 
 
-def test_stock_is_set_and_changed_and_never_below_nothing(api: Api, products: Products) -> None:
+def test_stock_is_set_and_changed_and_never_below_nothing_nor_beyond_what_is_documented(
+    api: Api, products: Products
+) -> None:
     sku = products.create("A")
     address = f"/v1/products/{sku}/stock"
 
@@ -182,5 +185,7 @@ def test_stock_is_set_and_changed_and_never_below_nothing(api: Api, products: Pr
     products.stock("A", 7)
     assert [change(-8), change(-7)] == [409, 200]
     assert api.client.get(address).json() == {"in_stock": False}
+    products.stock("A", MOST_STOCK)
+    assert [change(1), change(-1), change(1)] == [409, 200, 200]
     wrong = api.client.put(address, json={"quantity": -1})
     assert (wrong.status_code, wrong.json()["errors"][0]["field"]) == (400, "quantity")

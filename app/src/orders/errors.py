@@ -49,8 +49,8 @@ class KeyReusedError(Exception):
     """The Idempotency-Key was used with another body."""
 
 
-class TooLittleStockError(Exception):
-    """There are fewer pieces than are to be taken away."""
+class StockError(Exception):
+    """There would be fewer pieces than none, or more than can be kept."""
 
 
 class UnconditionalError(Exception):

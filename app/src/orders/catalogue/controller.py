@@ -340,7 +340,7 @@ class CatalogueController(Controller):
             s401=_UNKNOWN_CALLER,
             s403=_NO_OPERATOR,
             s404="No product has this SKU.",
-            s409="There are not so many pieces to be taken away.",
+            s409="There are not so many pieces to be taken away, or there would be more than can be kept.",
             s413="The body is too large.",
             s415="The body is not application/json.",
             s503=_AWAY_FOR_CHANGES,

@@ -7,7 +7,7 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import class_row, scalar_row
 
-from orders.catalogue.schemas import Choice, Listed, NewProduct, Price
+from orders.catalogue.schemas import MOST_STOCK, Choice, Listed, NewProduct, Price
 
 
 class Stored(NamedTuple):
@@ -107,13 +107,14 @@ class ProductRepository:
         )
 
     async def change_stock(self, sku: str, change: int) -> int | None:
-        """Add pieces, or take them away, and return how many there are; none if there were too few of that product."""
+        """Add pieces, or take them away, and return how many there are; none if there were too few or too many."""
         await self._connection.execute(
             "INSERT INTO stock (sku, quantity) SELECT sku, 0 FROM product WHERE sku = %s ON CONFLICT DO NOTHING", (sku,)
         )
         return await self._quantity(
-            "UPDATE stock SET quantity = quantity + %s WHERE sku = %s AND quantity + %s >= 0 RETURNING quantity",
-            (change, sku, change),
+            "UPDATE stock SET quantity = quantity + %s WHERE sku = %s AND quantity + %s BETWEEN 0 AND %s"
+            " RETURNING quantity",
+            (change, sku, change, MOST_STOCK),
         )
 
     async def _quantity(self, statement: str, parameters: tuple[object, ...]) -> int | None:

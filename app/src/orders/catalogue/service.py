@@ -14,6 +14,7 @@ from orders.catalogue.cache import FRESH_SECONDS, LATE_SECONDS, Cache, Entry
 from orders.catalogue.repository import ProductRepository, Stored
 from orders.catalogue.schemas import (
     ALL,
+    MOST_STOCK,
     SKU_PATTERN,
     Availability,
     Choice,
@@ -25,7 +26,7 @@ from orders.catalogue.schemas import (
 from orders.catalogue.shared import Shared
 from orders.catalogue.tags import Condition, tag
 from orders.database import Database
-from orders.errors import BadRequestError, NotFoundError, OutdatedError, TooLittleStockError
+from orders.errors import BadRequestError, NotFoundError, OutdatedError, StockError
 from orders.hints import Hints
 
 _LOG = logging.getLogger(__name__)
@@ -179,7 +180,7 @@ class Catalogue:
 
         Raises:
             NotFoundError: there is no such product.
-            TooLittleStockError: there are not so many to be taken away.
+            StockError: there would be fewer pieces than none, or more than can be kept.
         """
         _checked(sku)
 
@@ -189,7 +190,9 @@ class Catalogue:
             if found is None:
                 if await products.get(sku) is None:
                     raise _not_found(sku)
-                raise TooLittleStockError(f"There are fewer than {-change} pieces of {sku}.")
+                raise StockError(
+                    f"The stock of {sku} cannot be changed by {change}: it stays between 0 and {MOST_STOCK}."
+                )
             return found
 
         return self._stocked(sku, await self._database.write(change_it), operator)
