@@ -46,7 +46,6 @@ USER_ID = 10001
 PYTHON = "3.13"
 GLIBC_MINOR = 41
 EPOCH = 1735689600  # the time of everything in the image: 2025-01-01
-MOST_BYTES = 200 * 1000 * 1000
 
 _PACKAGES = ("python3",)
 _CUSTOMIZE = f"""
