@@ -100,14 +100,23 @@ def _site(run: Run, current: Phase) -> None:
     if run.is_lab and not deployed.exists():
         # Noted before the services get their first image: a run that is interrupted after that must not forget which it was.
         shutil.copyfile(run.lab.state / "images.json", deployed)
-    run.hosts = len(playbooks.run("site", run.inventory, current, run.log("site")))
+    # Until the deploy: an image may not know the settings of the next one.
+    deploying = list(ORDER_SERVICES) if run.is_lab and _images(run, "images") != _images(run, "deployed") else []
+    more = ("-e", json.dumps({"service_deploying": deploying})) if deploying else ()
+    run.hosts = len(playbooks.run("site", run.inventory, current, run.log("site"), *more))
+
+
+def _images(run: Run, name: str) -> dict[str, str]:
+    """Return the lab's newest images (`images`), or those that were deployed last (`deployed`)."""
+    images: dict[str, str] = json.loads((run.lab.state / f"{name}.json").read_text())
+    return images
 
 
 def _deploy(run: Run, current: Phase) -> None:
     """Roll out what was built since the last time: site.yml gives a service its first image only, and leaves it alone then."""
     deployed = run.lab.state / "deployed.json"
-    built = json.loads((run.lab.state / "images.json").read_text())
-    if json.loads(deployed.read_text()) == built:
+    built = _images(run, "images")
+    if _images(run, "deployed") == built:
         current.text = "nothing new"
         return
     services = {"service": ",".join(ORDER_SERVICES), "image": built["orders"]}

@@ -32,6 +32,11 @@ options:
     required: true
   images: {description: Image of each service by name., type: dict, required: true}
   unrecorded: {description: Services that have no record., type: list, elements: str, default: []}
+  deploying:
+    description: Services that a deploy follows for. C(running) does not name them as running with older files.
+    type: list
+    elements: str
+    default: []
   platform:
     description: What this host gives to every service.
     type: dict
@@ -61,6 +66,7 @@ class Host:
         self._ready_seconds: int = platform["ready_seconds"]
         self._announce_seconds: int = platform["announce_seconds"]
         self._unrecorded: list[str] = params["unrecorded"]
+        self._deploying: list[str] = params["deploying"]
         self._services = [
             Service(
                 name=service["name"],
@@ -116,7 +122,8 @@ class Host:
         self.stale = [
             service.name
             for service in self._services
-            if any(started[unit] < service.changed_at() for unit in self._active(service, started))
+            if service.name not in self._deploying
+            and any(started[unit] < service.changed_at() for unit in self._active(service, started))
         ]
         if missing and not self._module.check_mode:
             self._pull()
@@ -197,6 +204,7 @@ def main() -> None:
         "services": {"type": "list", "elements": "dict", "required": True},
         "images": {"type": "dict", "required": True},
         "unrecorded": {"type": "list", "elements": "str", "default": []},
+        "deploying": {"type": "list", "elements": "str", "default": []},
         "platform": {
             "type": "dict",
             "required": True,
