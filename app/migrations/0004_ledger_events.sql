@@ -16,7 +16,7 @@ ALTER TABLE orders
     ADD CONSTRAINT orders_state CHECK (state IN ('settled', 'refused', 'shipped', 'delivered', 'cancelled')),
     ADD CONSTRAINT orders_total CHECK ((state = 'refused') = (total_cents IS NULL)),
     ADD CONSTRAINT orders_changed CHECK ((state IN ('settled', 'refused')) = (changed_at IS NULL));
-CREATE INDEX orders_by_time ON orders (accepted_at DESC, id DESC);
+CREATE INDEX orders_of_state ON orders (state, accepted_at DESC, id DESC);
 
 -- By month. Accounts are `revenue` and `customer:ID`; a debit is positive. A transaction is what one order brings of one kind.
 CREATE TABLE ledger_entry (

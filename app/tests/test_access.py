@@ -58,6 +58,12 @@ ROUTES = {
     ("POST", "/v1/orders"): Row(Access.CUSTOMER, 202),
     ("GET", "/v1/orders"): Row(Access.CUSTOMER),
     ("GET", "/v1/orders/{order_id}"): Row(EITHER),
+    ("GET", "/v1/orders/search"): Row(Access.OPERATOR, 400),
+    ("POST", "/v1/orders/{order_id}/cancellation"): Row(EITHER, 409),
+    ("POST", "/v1/orders/{order_id}/shipment"): Row(Access.OPERATOR, 409),
+    ("POST", "/v1/orders/{order_id}/delivery"): Row(Access.OPERATOR, 409),
+    ("GET", "/v1/accounts/{account}"): Row(EITHER),
+    ("GET", "/v1/accounts/{account}/statement"): Row(EITHER),
 }
 BODIES: dict[tuple[str, str], dict[str, object]] = {
     ("POST", "/v1/orders"): {"lines": [{"sku": "P-00023", "quantity": 1}]},
@@ -162,8 +168,8 @@ def bare(api: Api) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def order(api: Api) -> str:
-    """Return the identifier of an order of the customer c1's."""
-    return api.place({"P-00023": 1}, "access", "c1").removeprefix("/v1/orders/")
+    """Return the identifier of an order of the customer c1's that is never settled, since nothing is sold by that name."""
+    return api.place({"NEVER-SOLD": 1}, "access", "c1").removeprefix("/v1/orders/")
 
 
 @pytest.fixture
@@ -179,7 +185,7 @@ def call(client: httpx.Client, route: tuple[str, str], order: str, authorization
     """Ask a route for something that is there, with an Authorization header if there is one."""
     method, path = route
     body = BODIES.get(route)
-    path = path.format(sku="P-00001" if body is None else "P-00098", order_id=order, path="nothing")
+    path = path.format(sku="P-00001" if body is None else "P-00098", order_id=order, path="nothing", account="me")
     headers = {"Idempotency-Key": "matrix", "If-Match": "*"} if body else {}
     if authorization is not None:
         headers["Authorization"] = authorization
@@ -319,7 +325,7 @@ def test_another_customers_order_is_not_found_like_one_that_never_was(
     address = api.place({"P-00023": 1}, name, name)
     decided = api.decided(address)
     if source == "valkey":
-        wait_until(lambda: platform.valkey.keys(f"orders:decided:{decided['id']}"), "Valkey's copy", 10)
+        wait_until(lambda: platform.valkey.keys(f"orders:decision:{decided['id']}"), "Valkey's copy", 10)
 
     def get(path: str, customer: str, *roles: str) -> httpx.Response:
         return asked.client.get(path, headers=asked.bearer(customer, *roles))

@@ -18,6 +18,8 @@ from orders.database import Database
 from orders.health import figures, livez, readyz
 from orders.hints import Hints
 from orders.instrument import Instrument
+from orders.ledger.controller import LedgerController
+from orders.ledger.service import Ledger
 from orders.ordering.controller import MOST_BYTES, OrderController
 from orders.ordering.identity import Identities
 from orders.ordering.publisher import Publisher
@@ -42,7 +44,8 @@ def create_app(settings: Settings | None = None) -> Instrument:
     hints = Hints(settings)
     keys = Keys(settings, hints)
     publisher = Publisher(settings)
-    orders = Orders(Identities(settings.hmac_keys()), publisher, hints, database)
+    identities = Identities(settings.hmac_keys())
+    orders = Orders(identities, publisher, hints, database)
     catalogue = Catalogue(database, hints)
 
     @asynccontextmanager
@@ -55,9 +58,16 @@ def create_app(settings: Settings | None = None) -> Instrument:
         await keys.stop()
         await hints.stop()
 
-    parts = {"catalogue": catalogue, "orders": orders, "publisher": publisher, "database": database, "keys": keys}
+    parts = {
+        "catalogue": catalogue,
+        "orders": orders,
+        "ledger": Ledger(identities, database),
+        "publisher": publisher,
+        "database": database,
+        "keys": keys,
+    }
     app = Litestar(
-        route_handlers=[CatalogueController, OrderController, livez, readyz, figures],
+        route_handlers=[CatalogueController, OrderController, LedgerController, livez, readyz, figures],
         dependencies={name: _shared(part) for name, part in parts.items()}
         | {"caller": Provide(provide_caller, sync_to_thread=False)},
         guards=[Guard(Tokens(settings, keys))],

@@ -49,6 +49,10 @@ class KeyReusedError(Exception):
     """The Idempotency-Key was used with another body."""
 
 
+class TransitionError(Exception):
+    """An order does not go from the state that it has to the one that is asked for."""
+
+
 class StockError(Exception):
     """There would be fewer pieces than none, or more than can be kept."""
 

@@ -24,10 +24,16 @@ MOST_CALLS = 4
 PREFIX = "orders:"
 
 
-def decided_hint(identifier: UUID) -> str:
-    """Return the key under which Valkey may know an order that was decided: whose it is, a line's end, and its JSON."""
-    # Not "order:", where earlier versions, which may run beside this one, have and look for the JSON alone.
-    return f"decided:{identifier}"
+# Also how long an order may be shown as it was before, where Valkey forgets by a failover that it changed since.
+DECISION_SECONDS = 300
+# In place of a decision: the order changed since, ask the primary.
+OVERRULED = b""
+
+
+def decision_hint(identifier: UUID) -> str:
+    """Return the key under which Valkey may know an order as it was decided: whose it is, a line's end, and its JSON."""
+    # Neither "order:" nor "decided:", where earlier versions, which may run beside this one, have something else.
+    return f"decision:{identifier}"
 
 
 class Hints:
@@ -130,14 +136,19 @@ class Hints:
         answer = await self._ask(key, lambda client: client.zrange(PREFIX + key, -1, -1, withscores=True))
         return (answer[0][0], int(answer[0][1])) if answer else None
 
-    async def remember(self, values: Mapping[str, bytes], lifetime: int = LIFETIME_SECONDS) -> bool:
-        """Remember values, each under its key, for some seconds; return whether Valkey took them in time."""
+    async def remember(
+        self, values: Mapping[str, bytes], lifetime: int = LIFETIME_SECONDS, *, if_absent: bool = False
+    ) -> bool:
+        """Remember values, each under its key, for some seconds, all or only where there is none yet.
+
+        Return whether Valkey took them in time.
+        """
         client = self._client
         if client is None or not values or self._spares("pipeline"):
             return False
         pipeline = client.pipeline()
         for key, value in values.items():
-            pipeline.set(PREFIX + key, value, ex=lifetime)
+            pipeline.set(PREFIX + key, value, ex=lifetime, nx=if_absent)
         return await self._under_deadline("pipeline", pipeline.execute()) is not None
 
     async def _ask(self, key: str, command: Callable[[ValkeyCluster], Awaitable[Any]]) -> Any:  # noqa: ANN401

@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import uvloop
-
 from servers import POSTGRES_BIN, QUEUES, Process, listens, wait_until
 from service import Api, Platform, Workers
 from test_failures import message
@@ -123,8 +121,7 @@ def load(port: int, make: Callable[[int], bytes], expected: int) -> Load:
             )
         )
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        took = sorted(itertools.chain.from_iterable(runner.run(run())))
+    took = sorted(itertools.chain.from_iterable(asyncio.run(run())))
     good = [seconds * 1000 for seconds in took if seconds < math.inf]
     return Load(len(took) - len(good), round(good[len(good) // 2], 2), round(good[len(good) * 99 // 100], 2))
 

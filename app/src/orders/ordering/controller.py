@@ -1,11 +1,13 @@
 """HTTP interface of orders: it parses, asks, and answers; it decides nothing else."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 from litestar.params import FromPath, HeaderParameter, QueryParameter
 
@@ -15,21 +17,28 @@ from orders.bodies import parse
 from orders.errors import BadRequestError
 from orders.ordering.schemas import (
     CURSOR_PATTERN,
+    CUSTOMER_PATTERN,
     KEY_PATTERN,
     MOST_LINES,
     MOST_PIECES,
     SKU_PATTERN,
     Accepted,
+    FoundPage,
     NewOrder,
     Order,
     OrderPage,
+    State,
 )
 from orders.ordering.service import Orders
 from orders.problems import problems
 
 MOST_BYTES = 16384
+_NO_STORE = {"Cache-Control": "no-store"}
+_NO_OPERATOR = "The token does not give the role operator."
 _UNKNOWN_CALLER = "There is no access token, or it does not count."
 _KEYS_UNKNOWN = "The identity provider's keys are not known yet"
+
+Decided = Literal["settled", "refused", "shipped", "delivered", "cancelled"]
 
 _DECODER = msgspec.json.Decoder(NewOrder)
 _ENCODER = msgspec.json.Encoder()
@@ -87,6 +96,21 @@ def parse_order(content_type: str, body: bytes) -> NewOrder:
     return order
 
 
+def _changes(s403: str, before: str) -> dict[int, ResponseSpec]:
+    """Describe the errors of a route that brings an order from one state to the next."""
+    return problems(
+        s401=_UNKNOWN_CALLER,
+        s403=s403,
+        s404="No order has this id, or it is another customer's.",
+        s409=f"The order is not {before}; `detail` says what it is.",
+        s503=f"{_KEYS_UNKNOWN}, or the primary does not answer, and whether the order was changed is not known.",
+    )
+
+
+def _changed(content: Any) -> Response[Order]:  # noqa: ANN401
+    return Response(content, media_type="application/json", headers=_NO_STORE)
+
+
 class OrderController(Controller):
     """Orders: placed and looked up."""
 
@@ -128,9 +152,7 @@ class OrderController(Controller):
         """
         order = parse_order(request.headers.get("content-type", ""), await request.body())
         identifier = await orders.place(caller.subject, idempotency_key, order)
-        return Response(
-            Accepted(identifier), headers={"Location": f"/v1/orders/{identifier}", "Cache-Control": "no-store"}
-        )
+        return Response(Accepted(identifier), headers={"Location": f"/v1/orders/{identifier}", **_NO_STORE})
 
     @get(
         access=Access.CUSTOMER,
@@ -154,7 +176,36 @@ class OrderController(Controller):
     ) -> Response[OrderPage]:
         """List the orders of the token's subject that are settled or refused, the newest first."""
         content: Any = await orders.page(caller.subject, after=after, limit=limit)
-        return Response(content, media_type="application/json", headers={"Cache-Control": "no-store"})
+        return Response(content, media_type="application/json", headers=_NO_STORE)
+
+    @get(
+        "/search",
+        access=Access.OPERATOR,
+        security=BEARER,
+        operation_id="SearchOrders",
+        responses=problems(
+            s400="A parameter is malformed, or neither `customer` nor `state` is there; `errors` names it.",
+            s401=_UNKNOWN_CALLER,
+            s403=_NO_OPERATOR,
+            s503=f"{_KEYS_UNKNOWN}, or the database does not answer.",
+        ),
+    )
+    async def search_orders(
+        self,
+        *,
+        orders: NamedDependency[Orders],
+        customer: Annotated[str | None, QueryParameter(pattern=CUSTOMER_PATTERN, description="Whose.")] = None,
+        decided: Annotated[Decided | None, QueryParameter(name="state", description="What became of them.")] = None,
+        since: Annotated[datetime | None, QueryParameter(description="Accepted then or later, with a zone.")] = None,
+        after: Annotated[
+            str, QueryParameter(pattern=CURSOR_PATTERN, description="`next` of the page before; empty: the newest.")
+        ] = "",
+        limit: Annotated[int, QueryParameter(ge=1, le=200)] = 50,
+    ) -> Response[FoundPage]:
+        """Search the decided orders of everybody: a customer's, or those in a state; the newest first."""
+        state = State(decided) if decided else None
+        content: Any = await orders.search(customer_id=customer, state=state, since=since, after=after, limit=limit)
+        return Response(content, media_type="application/json", headers=_NO_STORE)
 
     @get(
         "/{order_id:str}",
@@ -171,9 +222,52 @@ class OrderController(Controller):
     async def get_order(
         self, caller: NamedDependency[Caller], orders: NamedDependency[Orders], order_id: FromPath[str]
     ) -> Response[Order]:
-        """Return an order: accepted, settled, or refused with the reason; a customer's own, and any to an operator.
+        """Return an order and its state, refused with the reason; a customer's own, and any to an operator.
 
         An order that no store knows yet is accepted for whoever holds its id, which nobody can guess.
         """
         content: Any = await orders.find(order_id, None if Access.OPERATOR in caller.roles else caller.subject)
-        return Response(content, media_type="application/json", headers={"Cache-Control": "no-store"})
+        return Response(content, media_type="application/json", headers=_NO_STORE)
+
+    @post(
+        "/{order_id:str}/cancellation",
+        access=Access.CUSTOMER | Access.OPERATOR,
+        security=BEARER,
+        operation_id="CancelOrder",
+        status_code=200,
+        responses=_changes("The token gives neither the role customer nor the role operator.", "settled"),
+    )
+    async def cancel_order(
+        self, caller: NamedDependency[Caller], orders: NamedDependency[Orders], order_id: FromPath[str]
+    ) -> Response[Order]:
+        """Cancel a settled order, one's own, or for an operator any: its pieces and its money go back. Again is the same."""
+        customer = None if Access.OPERATOR in caller.roles else caller.subject
+        return _changed(await orders.change(order_id, State.CANCELLED, caller=caller.subject, customer_id=customer))
+
+    @post(
+        "/{order_id:str}/shipment",
+        access=Access.OPERATOR,
+        security=BEARER,
+        operation_id="ShipOrder",
+        status_code=200,
+        responses=_changes(_NO_OPERATOR, "settled"),
+    )
+    async def ship_order(
+        self, caller: NamedDependency[Caller], orders: NamedDependency[Orders], order_id: FromPath[str]
+    ) -> Response[Order]:
+        """Note that a settled order has left the house. Again is the same."""
+        return _changed(await orders.change(order_id, State.SHIPPED, caller=caller.subject, customer_id=None))
+
+    @post(
+        "/{order_id:str}/delivery",
+        access=Access.OPERATOR,
+        security=BEARER,
+        operation_id="DeliverOrder",
+        status_code=200,
+        responses=_changes(_NO_OPERATOR, "shipped"),
+    )
+    async def deliver_order(
+        self, caller: NamedDependency[Caller], orders: NamedDependency[Orders], order_id: FromPath[str]
+    ) -> Response[Order]:
+        """Note that a shipped order has arrived. Again is the same."""
+        return _changed(await orders.change(order_id, State.DELIVERED, caller=caller.subject, customer_id=None))

@@ -50,6 +50,11 @@ class Identities:
         ours = str(identifier) == text and any(hmac.compare_digest(mac, _mac(key, first)) for key in self._keys)
         return identifier if ours else None
 
+    def variants(self, identifier: UUID) -> list[UUID]:
+        """Return all identifiers by which an order may be asked for now: one a key."""
+        first = identifier.bytes[:CONTENT_BYTES]
+        return [UUID(bytes=first + _mac(key, first)) for key in self._keys]
+
     def renew(self, identifier: UUID) -> UUID:
         """Return the identifier of the same order as it is made today: the stored one may be of a key that is gone."""
         first = identifier.bytes[:CONTENT_BYTES]

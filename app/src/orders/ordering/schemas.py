@@ -1,5 +1,6 @@
 """What the interface of orders takes and gives, and what travels in the queue."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
@@ -28,6 +29,17 @@ class State(StrEnum):
     ACCEPTED = "accepted"
     SETTLED = "settled"
     REFUSED = "refused"
+    SHIPPED = "shipped"
+    DELIVERED = "delivered"
+    CANCELLED = "cancelled"
+
+
+# From which states an order gets to one by a request. The table order_transition of the database says the same.
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.SHIPPED: frozenset({State.SETTLED}),
+    State.DELIVERED: frozenset({State.SHIPPED}),
+    State.CANCELLED: frozenset({State.SETTLED}),
+}
 
 
 class Refusal(StrEnum):
@@ -71,10 +83,13 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
     """An order as far as it is known; while it is only accepted, that is its id."""
 
     id: UUID
-    state: Annotated[State, msgspec.Meta(description="accepted, settled or refused")]
+    state: Annotated[
+        State, msgspec.Meta(description="accepted; then settled or refused; settled: shipped, delivered, or cancelled")
+    ]
     refusal: Refusal | None = None
     accepted_at: datetime | None = None
     decided_at: datetime | None = None
+    changed_at: Annotated[datetime | None, msgspec.Meta(description="When it last left a state after that.")] = None
     total_cents: int | None = None
     currency: str | None = None
     lines: list[Line] = []
@@ -84,6 +99,19 @@ class OrderPage(msgspec.Struct, frozen=True, omit_defaults=True):
     """A customer's orders, the newest first; `next` is where the next page begins, and missing on the last."""
 
     orders: list[Order]
+    next: str | None = None
+
+
+class FoundOrder(Order, frozen=True, omit_defaults=True):
+    """An order, and whose it is."""
+
+    customer_id: str = ""
+
+
+class FoundPage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Orders of anybody, the newest first; `next` is where the next page begins, and missing on the last."""
+
+    orders: list[FoundOrder]
     next: str | None = None
 
 

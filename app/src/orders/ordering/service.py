@@ -2,27 +2,38 @@
 
 import asyncio
 import hashlib
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from datetime import UTC, datetime, timedelta
+import logging
+from datetime import UTC, datetime
 from uuid import UUID
 
 import msgspec
+from psycopg import AsyncConnection
 
 from orders import metrics
 from orders.database import Database
-from orders.errors import BadRequestError, KeyReusedError, NotFoundError
-from orders.hints import Hints, decided_hint
+from orders.errors import BadRequestError, KeyReusedError, NotFoundError, TransitionError
+from orders.hints import DECISION_SECONDS, OVERRULED, Hints, decision_hint
 from orders.ordering.identity import CONTENT_BYTES, Identities
 from orders.ordering.publisher import Publisher
 from orders.ordering.repository import OrderRepository
-from orders.ordering.schemas import NewOrder, Order, OrderMessage, OrderPage, State
+from orders.ordering.schemas import (
+    TRANSITIONS,
+    FoundOrder,
+    FoundPage,
+    NewOrder,
+    Order,
+    OrderMessage,
+    OrderPage,
+    State,
+)
+from orders.pages import cursor, read_cursor
+
+_LOG = logging.getLogger(__name__)
 
 # The edge tries for 3 s, each time on another host: whichever comes last is to be answered by then.
 DEADLINE_SECONDS = 2.9
 
 _ENCODER = msgspec.json.Encoder()
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NEWEST = (datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
 
 
 class Orders:
@@ -33,6 +44,7 @@ class Orders:
         self._publisher = publisher
         self._hints = hints
         self._database = database
+        self._overruling: set[asyncio.Task[None]] = set()
 
     async def place(self, customer_id: str, idempotency_key: str, order: NewOrder) -> UUID:
         """Queue an order and return its identifier, which is the same for the same order.
@@ -61,13 +73,91 @@ class Orders:
             BadRequestError: `after` is not from a page of ours.
             psycopg_pool.PoolTimeout, psycopg.OperationalError: the database does not answer.
         """
-        before = _read_cursor(after) if after else _NEWEST
+        before = _read_cursor(after)
         found = await self._database.read(
             lambda connection: OrderRepository(connection).page(customer_id, before=before, limit=limit + 1)
         )
         more = _cursor(found[limit - 1]) if len(found) > limit else None
         renewed = [msgspec.structs.replace(order, id=self._identities.renew(order.id)) for order in found[:limit]]
         return _ENCODER.encode(OrderPage(renewed, more))
+
+    async def search(
+        self, *, customer_id: str | None, state: State | None, since: datetime | None, after: str, limit: int
+    ) -> bytes:
+        """Return up to `limit` decided orders of anybody as JSON, the newest first, from where a page ended.
+
+        Raises:
+            BadRequestError: `after` is not from a page of ours, or nothing says which orders.
+            psycopg_pool.PoolTimeout, psycopg.OperationalError: the database does not answer.
+        """
+        if customer_id is None and state is None:
+            raise BadRequestError("state", "is missing, as is customer; one of them is to say which orders")
+        before = _read_cursor(after)
+        found = await self._database.read(
+            lambda connection: OrderRepository(connection).search(
+                customer_id=customer_id, state=state, since=since, before=before, limit=limit + 1
+            )
+        )
+        more = _cursor(found[limit - 1].order) if len(found) > limit else None
+        orders = [
+            FoundOrder(
+                **{**msgspec.structs.asdict(each.order), "id": self._identities.renew(each.order.id)},
+                customer_id=each.customer_id,
+            )
+            for each in found[:limit]
+        ]
+        return _ENCODER.encode(FoundPage(orders, more))
+
+    async def change(self, text: str, state: State, *, caller: str, customer_id: str | None) -> bytes:
+        """Bring a customer's order to a state, or anybody's where no customer is named, and return it as JSON.
+
+        One that has the state already stays as it is.
+
+        Raises:
+            NotFoundError: the identifier is not one of ours, or is that of another customer's order.
+            TransitionError: it does not go there from where it is.
+            psycopg_pool.PoolTimeout, psycopg.OperationalError: the primary does not answer; whether it was changed is not known.
+        """
+        identifier = self._identities.parse(text)
+        if identifier is None:
+            raise _not_found(text)
+
+        async def change_it(connection: AsyncConnection) -> Order:
+            orders = OrderRepository(connection)
+            await orders.lock(identifier)
+            found = await orders.get(identifier)
+            if found is None:
+                raise TransitionError(f"The order is not settled yet, and cannot be {state} now.")
+            if customer_id is not None and found.customer_id != customer_id:
+                raise _not_found(text)
+            if found.order.state is state:
+                return found.order
+            if found.order.state not in TRANSITIONS[state]:
+                raise TransitionError(f"The order is {found.order.state}, and cannot be {state}.")
+            await orders.change(identifier, state)
+            changed = await orders.get(identifier)
+            assert changed is not None
+            return changed.order
+
+        order = await self._database.write(change_it)
+        await self._overrule(identifier)
+        _LOG.info("%s has order %s %s", caller, order.id, state)
+        return _ENCODER.encode(order)
+
+    async def _overrule(self, identifier: UUID) -> None:
+        """See that Valkey does not go on to tell how an order was decided, at once or as soon as it answers."""
+        overruled = {decision_hint(each): OVERRULED for each in self._identities.variants(identifier)}
+
+        async def try_again() -> None:
+            for _ in range(DECISION_SECONDS):  # nothing from before is left then
+                await asyncio.sleep(1)
+                if await self._hints.remember(overruled, DECISION_SECONDS):
+                    return
+
+        if not await self._hints.remember(overruled, DECISION_SECONDS):
+            task = asyncio.create_task(try_again())
+            self._overruling.add(task)
+            task.add_done_callback(self._overruling.discard)
 
     async def find(self, text: str, customer_id: str | None) -> bytes:
         """Return a customer's order with this identifier as JSON, or anybody's where no customer is named.
@@ -82,11 +172,14 @@ class Orders:
         identifier = self._identities.parse(text)
         if identifier is None:
             raise _not_found(text)
-        known = await self._hints.get(decided_hint(identifier))
-        if known is not None:
+        known = await self._hints.get(decision_hint(identifier))
+        if known:
             owner, _, content = known.partition(b"\n")
         else:
-            found = await self._database.read(lambda connection: OrderRepository(connection).get(identifier))
+            # Replicas may be behind a change that was answered.
+            found = await self._database.read(
+                lambda connection: OrderRepository(connection).get(identifier), newest=known == OVERRULED
+            )
             if found is None:
                 return _ENCODER.encode(Order(identifier, State.ACCEPTED))
             owner, content = found.customer_id.encode(), _ENCODER.encode(found.order)
@@ -100,15 +193,11 @@ def _not_found(text: str) -> NotFoundError:
 
 
 def _cursor(order: Order) -> str:
-    """Return where an order stands among a customer's: 64 bits of microseconds since 1970, and its stored identifier."""
+    """Return where an order stands among others: by when it was accepted, and by its stored identifier."""
     assert order.accepted_at is not None
-    microseconds = (order.accepted_at - _EPOCH) // timedelta(microseconds=1)
-    return urlsafe_b64encode(microseconds.to_bytes(8) + order.id.bytes).decode()
+    return cursor(order.accepted_at, order.id.bytes)
 
 
 def _read_cursor(text: str) -> tuple[datetime, UUID]:
-    found = urlsafe_b64decode(text)
-    try:
-        return _EPOCH + timedelta(microseconds=int.from_bytes(found[:8])), UUID(bytes=found[8:])
-    except (OverflowError, ValueError) as error:
-        raise BadRequestError("after", "is not the `next` of a page") from error
+    at, identity = read_cursor(text)
+    return at, UUID(bytes=identity)

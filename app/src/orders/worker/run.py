@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 
 from orders import metrics
 from orders.database import deadline
-from orders.hints import Hints, decided_hint
+from orders.hints import DECISION_SECONDS, Hints, decision_hint
 from orders.ordering.identity import CONTENT_BYTES, content
 from orders.ordering.schemas import Order, OrderMessage
 from orders.settings import Settings, SettingsError
@@ -115,9 +115,9 @@ class Worker:
         self._consumer.finish(batch, dead.values())
         self._count(decided, duplicates=len(batch) - len(dead) - len(decided), batch=len(batch))
         owners = {message.id: message.customer_id.encode() for message, _ in orders.values()}
-        await self._hints.remember(
-            {decided_hint(order.id): owners[order.id] + b"\n" + _ENCODER.encode(order) for order in decided}
-        )
+        # Only where there is none: an order may have been changed by now, which is noted there.
+        hints = {decision_hint(order.id): owners[order.id] + b"\n" + _ENCODER.encode(order) for order in decided}
+        await self._hints.remember(hints, DECISION_SECONDS, if_absent=True)
 
     async def _hold(self, orders: Sequence[tuple[OrderMessage, Delivery]], dead: dict[int, Delivery]) -> list[Order]:
         """Settle, over connections that break, for as long as a batch may be held."""
