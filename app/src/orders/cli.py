@@ -7,7 +7,6 @@ import sys
 
 from orders.logs import log_config, set_up_logs
 from orders.migrations import MigrationError, migrate
-from orders.seed import seed
 from orders.settings import Settings, SettingsError
 
 
@@ -17,6 +16,7 @@ def _serve(settings: Settings, _arguments: argparse.Namespace) -> None:
 
     # A wrong setting ends this process here, in a line, rather than Granian's in a traceback.
     settings.hmac_keys()
+    settings.field_keys()
     settings.identity_provider()
     Granian(
         "orders.asgi:create_app",
@@ -42,7 +42,12 @@ def _migrate(settings: Settings, _arguments: argparse.Namespace) -> None:
 
 
 def _seed(settings: Settings, arguments: argparse.Namespace) -> None:
-    print(f"made {seed(settings, products=arguments.products, stock=arguments.stock)} products")
+    from orders.seed import seed, seed_customers  # noqa: PLC0415
+
+    if arguments.products:
+        print(f"made {seed(settings, products=arguments.products, stock=arguments.stock)} products")
+    if arguments.customers:
+        print(f"made {seed_customers(settings, customers=arguments.customers)} customers")
 
 
 def main() -> None:
@@ -54,8 +59,11 @@ def main() -> None:
     commands.add_parser("serve", help="answer requests").set_defaults(run=_serve)
     commands.add_parser("worker", help="settle orders").set_defaults(run=_work)
     commands.add_parser("migrate", help="bring the database's schema up to date").set_defaults(run=_migrate)
-    seeding = commands.add_parser("seed", help="make a catalogue with stock, where there is none")
-    seeding.add_argument("--products", type=int, required=True)
+    seeding = commands.add_parser(
+        "seed", help="make a catalogue with stock, and profiles of customers, where there are none"
+    )
+    seeding.add_argument("--products", type=int, default=0)
+    seeding.add_argument("--customers", type=int, default=0)
     seeding.add_argument("--stock", type=int, default=1_000_000)
     seeding.set_defaults(run=_seed)
     arguments = parser.parse_args()
