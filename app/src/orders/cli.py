@@ -5,6 +5,7 @@ import asyncio
 import signal
 import sys
 
+from orders.errors import CommandError
 from orders.logs import log_config, set_up_logs
 from orders.migrations import MigrationError, migrate
 from orders.settings import Settings, SettingsError
@@ -50,6 +51,28 @@ def _seed(settings: Settings, arguments: argparse.Namespace) -> None:
         print(f"made {seed_customers(settings, customers=arguments.customers)} customers")
 
 
+def _dead_letters(settings: Settings, arguments: argparse.Namespace) -> None:
+    from orders.dead_letters import run  # noqa: PLC0415
+
+    run(settings, arguments)
+
+
+def _add_dead_letters(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True)
+    listing = actions.add_parser("list", help="a line each: id, time, queue, reason, size, what is wrong with it now")
+    listing.add_argument("--limit", type=int, default=1000)
+    showing = actions.add_parser("show", help="print all of a message")
+    showing.add_argument("id", metavar="ID")
+    for action, text in (
+        ("replay", "send messages to the queues that they came from"),
+        ("drop", "print messages and give them up, for good"),
+    ):
+        chosen = actions.add_parser(action, help=text).add_mutually_exclusive_group(required=True)
+        chosen.add_argument("ids", nargs="*", default=[], metavar="ID")
+        chosen.add_argument("--all", action="store_true")
+    parser.set_defaults(run=_dead_letters)
+
+
 def main() -> None:
     """Run one subcommand; exit with 2 on a wrong setting, with a line that names it."""
     # A container's first process without a handler of its own is deaf to SIGTERM: a stop would wait for the drain time.
@@ -66,11 +89,12 @@ def main() -> None:
     seeding.add_argument("--customers", type=int, default=0)
     seeding.add_argument("--stock", type=int, default=1_000_000)
     seeding.set_defaults(run=_seed)
+    _add_dead_letters(commands.add_parser("dead-letters", help="decide on messages that settled no order"))
     arguments = parser.parse_args()
     try:
         settings = Settings.from_environment()
         set_up_logs(settings.log_level)
         arguments.run(settings, arguments)
-    except (SettingsError, MigrationError) as error:
+    except (SettingsError, MigrationError, CommandError) as error:
         print(f"orders: {error}", file=sys.stderr)
         sys.exit(2)
