@@ -10,10 +10,14 @@ from orders.logs import log_config, set_up_logs
 from orders.migrations import MigrationError, migrate
 from orders.settings import Settings, SettingsError
 
+# Of a request's line and headers; what is read at once may let a little more pass. The edge takes as much.
+MOST_HEAD_BYTES = 16384
+
 
 def _serve(settings: Settings, _arguments: argparse.Namespace) -> None:
     from granian import Granian  # noqa: PLC0415  (each command starts with what it needs only)
-    from granian.constants import Interfaces  # noqa: PLC0415
+    from granian.constants import HTTPModes, Interfaces  # noqa: PLC0415
+    from granian.http import HTTP1Settings  # noqa: PLC0415
 
     # A wrong setting ends this process here, in a line, rather than Granian's in a traceback.
     settings.hmac_keys()
@@ -26,6 +30,9 @@ def _serve(settings: Settings, _arguments: argparse.Namespace) -> None:
         address="0.0.0.0",  # noqa: S104  (the container's own network)
         port=settings.port,
         websockets=False,
+        # What a host proxy speaks. HTTP/2 would be one more way to be attacked, with limits of its own.
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(max_buffer_size=MOST_HEAD_BYTES),
         log_dictconfig=log_config(settings.log_level),
         workers_kill_timeout=5,
     ).serve()
