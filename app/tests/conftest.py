@@ -89,7 +89,7 @@ def connection(platform: Platform) -> Iterator[psycopg.Connection]:
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
     """Return a text of this test's own, for keys and customers."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", request.node.name).strip("-")[-40:] + f"-{next(NUMBERS)}"
+    return re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[-40:].strip("-") + f"-{next(NUMBERS)}"
 
 
 @pytest.fixture

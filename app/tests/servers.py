@@ -375,7 +375,7 @@ class RabbitMQ:
             f'rabbit_auth_backend_internal:add_user(<<"orders">>, <<"{PASSWORD}">>, <<"tests">>),'
             "P = fun(User, Configure, Write, Read) -> rabbit_auth_backend_internal:set_permissions("
             'User, <<"orders">>, Configure, Write, Read, <<"tests">>) end,'
-            'P(<<"orders">>, <<"^$">>, <<"^amq\\.default$">>, <<"^intake-[123]$">>),'
+            'P(<<"orders">>, <<"^$">>, <<"^amq\\.default$">>, <<"^intake-([123]|dead)$">>),'
             'P(<<"guest">>, <<".*">>, <<".*">>, <<".*">>).',
         )
         for port, queue in zip(self.ports, QUEUES, strict=True):
@@ -383,7 +383,8 @@ class RabbitMQ:
                 channel = connection.channel()
                 if queue == QUEUES[0]:
                     channel.exchange_declare("dead-letters", "fanout", durable=True)
-                    channel.queue_declare(DEAD_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
+                    arguments = {"x-queue-type": "quorum", "x-delivery-limit": -1}
+                    channel.queue_declare(DEAD_QUEUE, durable=True, arguments=arguments)
                     channel.queue_bind(DEAD_QUEUE, "dead-letters")
                 channel.queue_declare(queue, durable=True, arguments=QUEUE_ARGUMENTS)
 

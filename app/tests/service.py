@@ -14,6 +14,7 @@ from orders.ordering.schemas import State
 from servers import PASSWORD, Certificates, Keycloak, Postgres, Process, RabbitMQ, Valkey, wait_until
 
 HMAC_KEY = "the key of the tests, which is long enough"
+FIELD_KEY = "the field key of the tests, which is long enough"
 NUMBERS = itertools.count(1)
 
 
@@ -38,6 +39,7 @@ class Platform:
         for name in ("database", "owner_database", "rabbitmq", "valkey"):
             (self.secrets / f"orders_{name}_password").write_text(PASSWORD)
         (self.secrets / "orders_hmac_key").write_text(HMAC_KEY)
+        (self.secrets / "orders_field_key").write_text(FIELD_KEY)
 
     @property
     def environment(self) -> dict[str, str]:

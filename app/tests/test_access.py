@@ -55,6 +55,10 @@ ROUTES = {
     ("GET", "/v1/products/{sku}/stock"): Row(Access.PUBLIC),
     ("PATCH", "/v1/products/{sku}/stock"): Row(Access.OPERATOR),
     ("PUT", "/v1/products/{sku}/stock"): Row(Access.OPERATOR),
+    ("GET", "/v1/me/profile"): Row(Access.CUSTOMER),
+    ("PUT", "/v1/me/profile"): Row(Access.CUSTOMER),
+    ("DELETE", "/v1/me/profile"): Row(Access.CUSTOMER, 204),
+    ("GET", "/v1/customers/{customer_id}/profile"): Row(Access.OPERATOR),
     ("POST", "/v1/orders"): Row(Access.CUSTOMER, 202),
     ("GET", "/v1/orders"): Row(Access.CUSTOMER),
     ("GET", "/v1/orders/{order_id}"): Row(EITHER),
@@ -76,6 +80,10 @@ BODIES: dict[tuple[str, str], dict[str, object]] = {
     },
     ("PATCH", "/v1/products/{sku}/stock"): {"change": 1},
     ("PUT", "/v1/products/{sku}/stock"): {"quantity": 1_000_000},
+    ("PUT", "/v1/me/profile"): {
+        "name": "Ada Example",
+        "address": {"lines": ["12 Example Street"], "city": "Exampleton", "postal_code": "", "country": "IE"},
+    },
 }
 
 # Makes a token for a role that is right but for one thing.
@@ -172,6 +180,16 @@ def order(api: Api) -> str:
     return api.place({"NEVER-SOLD": 1}, "access", "c1").removeprefix("/v1/orders/")
 
 
+@pytest.fixture(autouse=True)
+def profile(request: pytest.FixtureRequest) -> None:
+    """Have a profile of the customer c1 where a route is about that; the route before may have erased it."""
+    if "profile" in request.node.name:
+        api: Api = request.getfixturevalue("api")
+        headers = {"If-None-Match": "*", **api.bearer("c1")}
+        answer = api.client.put("/v1/me/profile", json=BODIES["PUT", "/v1/me/profile"], headers=headers)
+        assert answer.status_code in {201, 412}, answer.text
+
+
 @pytest.fixture
 def without_valkey(platform: Platform) -> Iterator[Api]:
     """Have an instance that asks the database only."""
@@ -185,7 +203,8 @@ def call(client: httpx.Client, route: tuple[str, str], order: str, authorization
     """Ask a route for something that is there, with an Authorization header if there is one."""
     method, path = route
     body = BODIES.get(route)
-    path = path.format(sku="P-00001" if body is None else "P-00098", order_id=order, path="nothing", account="me")
+    sku = "P-00001" if body is None else "P-00098"
+    path = path.format(sku=sku, order_id=order, customer_id="c1", path="nothing", account="me")
     headers = {"Idempotency-Key": "matrix", "If-Match": "*"} if body else {}
     if authorization is not None:
         headers["Authorization"] = authorization

@@ -269,7 +269,7 @@ def test_what_is_no_order_goes_to_the_dead_letters_by_itself(
     good = [message(name, number, [("P-00015", 1)])[1] for number in range(10)]
     forged = json.dumps({**json.loads(good[0]), "lines": [["P-00015", 9]]}).encode()
     nul = json.dumps({**json.loads(good[1]), "customer_id": "a\0b"}).encode()
-    dead = [b"", b"{", b"\xff", b"[" * 5000, b'{"id": 1}', forged, nul]
+    dead = [b"", b"{", b"\xff", b"[" * 5000, b'{"id": 1}', b'{"customer_id": "\xff"}', forged, nul]
     platform.rabbitmq.publish("intake-1", *good[:5], *dead, *good[5:])
     workers.start()
     wait_until(lambda: counts(connection, name)[0] == 10, "the good orders", 30)

@@ -27,11 +27,19 @@ def apart(platform: Platform) -> Iterator[Api]:
     api.stop()
 
 
-@pytest.mark.parametrize(("role", "paths"), [("customer", "^/v1/orders"), ("operator", "^/v1/products")])
+@pytest.mark.parametrize(
+    ("role", "paths"),
+    [
+        ("customer", "^/v1/orders"),
+        ("customer", "^/v1/me"),
+        ("operator", "^/v1/products"),
+        ("operator", "^/v1/customers"),
+    ],
+)
 def test_no_request_breaks_the_interface_or_gets_an_undocumented_answer(
     request: pytest.FixtureRequest, role: str, paths: str
 ) -> None:
-    api: Api = request.getfixturevalue("apart" if role == "operator" else "api")
+    api: Api = request.getfixturevalue("apart" if "products" in paths else "api")
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     result = subprocess.run(
         [
@@ -65,4 +73,7 @@ def test_the_document_is_openapi_31_and_names_every_error(api: Api) -> None:
         *("200", "201", "400", "401", "403", "412", "413", "415", "428", "503")
     }
     assert set(document["paths"]["/v1/products/{sku}"]["get"]["responses"]) == {*("200", "304", "400", "404", "503")}
+    assert set(document["paths"]["/v1/me/profile"]["put"]["responses"]) == {
+        *("200", "201", "400", "401", "403", "412", "413", "415", "428", "503")
+    }
     assert {"/v1/products", "/v1/products/{sku}", "/v1/orders/{order_id}", "/livez", "/readyz"} < set(document["paths"])

@@ -66,8 +66,30 @@ def test_a_missing_empty_or_short_secret_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"orders_hmac_key in .* is empty"):
         settings.hmac_keys()
     (tmp_path / "orders_hmac_key").write_text("short")
-    with pytest.raises(SettingsError, match="orders_hmac_key has 5 bytes"):
+    with pytest.raises(SettingsError, match="orders_hmac_key has a key of 5 bytes"):
         settings.hmac_keys()
+
+
+def test_a_field_key_that_is_missing_short_or_twice_there_is_named(tmp_path: Path) -> None:
+    settings = Settings.from_environment({**GOOD, "ORDERS_SECRETS_DIR": str(tmp_path)})
+    with pytest.raises(SettingsError, match="orders_field_key cannot be read"):
+        settings.field_keys()
+    (tmp_path / "orders_field_key").write_text("k" * 31)
+    with pytest.raises(SettingsError, match="orders_field_key has a key of 31 bytes"):
+        settings.field_keys()
+    (tmp_path / "orders_field_key").write_text("k" * 32)
+    assert settings.field_keys() == (b"k" * 32,)
+    (tmp_path / "orders_field_keys_other").write_text("\n")
+    with pytest.raises(SettingsError, match=r"orders_field_keys_other in .* is empty"):
+        settings.field_keys()
+    (tmp_path / "orders_field_keys_other").write_text(f"{'l' * 32}\nshort\n")
+    with pytest.raises(SettingsError, match="orders_field_keys_other has a key of 5 bytes"):
+        settings.field_keys()
+    (tmp_path / "orders_field_keys_other").write_text(f"{'l' * 32}\n\n  {'m' * 40}\n")
+    assert settings.field_keys() == (b"k" * 32, b"l" * 32, b"m" * 40)
+    (tmp_path / "orders_field_keys_other").write_text(f"{'l' * 32}\n{'k' * 32}\n")
+    with pytest.raises(SettingsError, match="orders_field_key and orders_field_keys_other hold a key twice"):
+        settings.field_keys()
 
 
 def test_the_commands_end_with_a_line_that_names_what_is_wrong(platform: Platform) -> None:

@@ -14,6 +14,8 @@ from orders.access.schemas import Access
 from orders.access.tokens import Tokens
 from orders.catalogue.controller import CatalogueController
 from orders.catalogue.service import Catalogue
+from orders.customers.controller import CustomerController, ProfileController
+from orders.customers.service import Profiles
 from orders.database import Database
 from orders.health import figures, livez, readyz
 from orders.hints import Hints
@@ -25,6 +27,7 @@ from orders.ordering.identity import Identities
 from orders.ordering.publisher import Publisher
 from orders.ordering.service import Orders
 from orders.problems import problem_response
+from orders.sealing import sealer
 from orders.settings import Settings
 
 
@@ -47,6 +50,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
     identities = Identities(settings.hmac_keys())
     orders = Orders(identities, publisher, hints, database)
     catalogue = Catalogue(database, hints)
+    profiles = Profiles(database, sealer(settings))
 
     @asynccontextmanager
     async def connections(_app: Litestar) -> AsyncIterator[None]:
@@ -62,12 +66,16 @@ def create_app(settings: Settings | None = None) -> Instrument:
         "catalogue": catalogue,
         "orders": orders,
         "ledger": Ledger(identities, database),
+        "profiles": profiles,
         "publisher": publisher,
         "database": database,
         "keys": keys,
     }
     app = Litestar(
-        route_handlers=[CatalogueController, OrderController, LedgerController, livez, readyz, figures],
+        route_handlers=[
+            *(CatalogueController, CustomerController, LedgerController, OrderController, ProfileController),
+            *(livez, readyz, figures),
+        ],
         dependencies={name: _shared(part) for name, part in parts.items()}
         | {"caller": Provide(provide_caller, sync_to_thread=False)},
         guards=[Guard(Tokens(settings, keys))],

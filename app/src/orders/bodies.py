@@ -23,5 +23,5 @@ def parse(decoder: msgspec.json.Decoder[T], content_type: str, body: bytes) -> T
     except msgspec.ValidationError as error:
         detail, _, path = str(error).partition(" - at `$")
         raise BadRequestError(path.strip("`.") or "body", detail) from error
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequestError("body", f"not JSON: {error}") from error

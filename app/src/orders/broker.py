@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import ssl
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -21,6 +22,32 @@ _TCP = {"TCP_USER_TIMEOUT": 1000, "TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KE
 _CONNECT_SECONDS = 1.0
 _HANDSHAKE_SECONDS = 2.0
 _BLOCKED_SECONDS = 2.0
+
+
+def parameters(
+    settings: Settings, node: Address, tls: ssl.SSLContext | None, name: str, *, heartbeat: int = _HEARTBEAT_SECONDS
+) -> pika.ConnectionParameters:
+    """Return how a node is reached, with the password of now.
+
+    Raises:
+        SettingsError: the secret cannot be read.
+    """
+    return pika.ConnectionParameters(
+        node.host,
+        node.port,
+        settings.rabbitmq_vhost,
+        pika.PlainCredentials(
+            settings.rabbitmq_user, settings.secret("orders_rabbitmq_password"), erase_on_connect=True
+        ),
+        ssl_options=pika.SSLOptions(tls, server_hostname=node.host) if tls else None,
+        heartbeat=heartbeat,
+        socket_timeout=_CONNECT_SECONDS,
+        stack_timeout=_HANDSHAKE_SECONDS,
+        blocked_connection_timeout=_BLOCKED_SECONDS,
+        connection_attempts=1,
+        tcp_options=_TCP,
+        client_properties={"connection_name": f"orders {name}"},
+    )
 
 
 class Link:
@@ -94,7 +121,7 @@ class Link:
         self._connection = None
         try:
             self._connection = AsyncioConnection(
-                self._parameters(),
+                parameters(self._settings, self._node, self._tls, self.name),
                 on_open_callback=self._on_open,
                 on_open_error_callback=self._on_open_error,
                 on_close_callback=self._on_close,
@@ -103,25 +130,6 @@ class Link:
         except (SettingsError, OSError) as error:
             self._complain(error)
             self._again()
-
-    def _parameters(self) -> pika.ConnectionParameters:
-        node = self._node
-        return pika.ConnectionParameters(
-            node.host,
-            node.port,
-            self._settings.rabbitmq_vhost,
-            pika.PlainCredentials(
-                self._settings.rabbitmq_user, self._settings.secret("orders_rabbitmq_password"), erase_on_connect=True
-            ),
-            ssl_options=pika.SSLOptions(self._tls, server_hostname=node.host) if self._tls else None,
-            heartbeat=_HEARTBEAT_SECONDS,
-            socket_timeout=_CONNECT_SECONDS,
-            stack_timeout=_HANDSHAKE_SECONDS,
-            blocked_connection_timeout=_BLOCKED_SECONDS,
-            connection_attempts=1,
-            tcp_options=_TCP,
-            client_properties={"connection_name": f"orders {self.name}"},
-        )
 
     def _on_open(self, connection: Any) -> None:  # noqa: ANN401
         if connection is not self._connection:  # stopped meanwhile

@@ -5,18 +5,23 @@ import asyncio
 import signal
 import sys
 
+from orders.errors import CommandError
 from orders.logs import log_config, set_up_logs
 from orders.migrations import MigrationError, migrate
-from orders.seed import seed
 from orders.settings import Settings, SettingsError
+
+# Of a request's line and headers; what is read at once may let a little more pass. The edge takes as much.
+MOST_HEAD_BYTES = 16384
 
 
 def _serve(settings: Settings, _arguments: argparse.Namespace) -> None:
     from granian import Granian  # noqa: PLC0415  (each command starts with what it needs only)
-    from granian.constants import Interfaces  # noqa: PLC0415
+    from granian.constants import HTTPModes, Interfaces  # noqa: PLC0415
+    from granian.http import HTTP1Settings  # noqa: PLC0415
 
     # A wrong setting ends this process here, in a line, rather than Granian's in a traceback.
     settings.hmac_keys()
+    settings.field_keys()
     settings.identity_provider()
     Granian(
         "orders.asgi:create_app",
@@ -25,6 +30,9 @@ def _serve(settings: Settings, _arguments: argparse.Namespace) -> None:
         address="0.0.0.0",  # noqa: S104  (the container's own network)
         port=settings.port,
         websockets=False,
+        # What a host proxy speaks. HTTP/2 would be one more way to be attacked, with limits of its own.
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(max_buffer_size=MOST_HEAD_BYTES),
         log_dictconfig=log_config(settings.log_level),
         workers_kill_timeout=5,
     ).serve()
@@ -42,7 +50,34 @@ def _migrate(settings: Settings, _arguments: argparse.Namespace) -> None:
 
 
 def _seed(settings: Settings, arguments: argparse.Namespace) -> None:
-    print(f"made {seed(settings, products=arguments.products, stock=arguments.stock)} products")
+    from orders.seed import seed, seed_customers  # noqa: PLC0415
+
+    if arguments.products:
+        print(f"made {seed(settings, products=arguments.products, stock=arguments.stock)} products")
+    if arguments.customers:
+        print(f"made {seed_customers(settings, customers=arguments.customers)} customers")
+
+
+def _dead_letters(settings: Settings, arguments: argparse.Namespace) -> None:
+    from orders.dead_letters import run  # noqa: PLC0415
+
+    run(settings, arguments)
+
+
+def _add_dead_letters(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True)
+    listing = actions.add_parser("list", help="a line each: id, time, queue, reason, size, what is wrong with it now")
+    listing.add_argument("--limit", type=int, default=1000)
+    showing = actions.add_parser("show", help="print all of a message")
+    showing.add_argument("id", metavar="ID")
+    for action, text in (
+        ("replay", "send messages to the queues that they came from"),
+        ("drop", "print messages and give them up, for good"),
+    ):
+        chosen = actions.add_parser(action, help=text).add_mutually_exclusive_group(required=True)
+        chosen.add_argument("ids", nargs="*", default=[], metavar="ID")
+        chosen.add_argument("--all", action="store_true")
+    parser.set_defaults(run=_dead_letters)
 
 
 def main() -> None:
@@ -54,15 +89,19 @@ def main() -> None:
     commands.add_parser("serve", help="answer requests").set_defaults(run=_serve)
     commands.add_parser("worker", help="settle orders").set_defaults(run=_work)
     commands.add_parser("migrate", help="bring the database's schema up to date").set_defaults(run=_migrate)
-    seeding = commands.add_parser("seed", help="make a catalogue with stock, where there is none")
-    seeding.add_argument("--products", type=int, required=True)
+    seeding = commands.add_parser(
+        "seed", help="make a catalogue with stock, and profiles of customers, where there are none"
+    )
+    seeding.add_argument("--products", type=int, default=0)
+    seeding.add_argument("--customers", type=int, default=0)
     seeding.add_argument("--stock", type=int, default=1_000_000)
     seeding.set_defaults(run=_seed)
+    _add_dead_letters(commands.add_parser("dead-letters", help="decide on messages that settled no order"))
     arguments = parser.parse_args()
     try:
         settings = Settings.from_environment()
         set_up_logs(settings.log_level)
         arguments.run(settings, arguments)
-    except (SettingsError, MigrationError) as error:
+    except (SettingsError, MigrationError, CommandError) as error:
         print(f"orders: {error}", file=sys.stderr)
         sys.exit(2)

@@ -79,3 +79,7 @@ class ForbiddenError(Exception):
 
 class UnavailableError(Exception):
     """What is needed for the answer is away for the moment."""
+
+
+class CommandError(Exception):
+    """A command of an operator's cannot do what it is to; the message is one line, for the operator."""

@@ -8,6 +8,9 @@ from typing import Any
 
 import msgspec
 
+# Who saw or did what to somebody else's: told whatever the level is.
+AUDIT = logging.getLogger("orders.audit")
+
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 
 
@@ -46,8 +49,9 @@ def log_config(level: str) -> dict[str, Any]:
         "formatters": {"json": {"()": "orders.logs.JsonFormatter"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "stream": "ext://sys.stderr", "formatter": "json"}},
         "root": {"level": level, "handlers": ["stderr"]},
-        # They tell of every attempt to connect, and of every request of ours; what matters of it is told by us.
         "loggers": {
+            AUDIT.name: {"level": "INFO"},
+            # They tell of every attempt to connect, and of every request of ours; what matters of it is told by us.
             "pika": {"level": "CRITICAL"},
             "psycopg.pool": {"level": "ERROR"},
             "httpx": {"level": "WARNING"},

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 import msgspec
 from psycopg.conninfo import make_conninfo
 
-HMAC_KEY_LENGTH = 32
+KEY_LENGTH = 32
 DATABASE_SECRET = "orders_database_password"  # noqa: S105  (its name)
+OTHER_FIELD_KEYS = "orders_field_keys_other"
 
 
 class SettingsError(Exception):
@@ -116,10 +117,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         names = ["orders_hmac_key"]
         if Path(self.secrets_dir, "orders_hmac_key_previous").exists():
             names.append("orders_hmac_key_previous")
-        keys = [self.secret(name).encode() for name in names]
-        for name, key in zip(names, keys, strict=True):
-            if len(key) < HMAC_KEY_LENGTH:
-                raise SettingsError(f"The secret {name} has {len(key)} bytes; {HMAC_KEY_LENGTH} are the least.")
+        return tuple(_key(name, self.secret(name)) for name in names)
+
+    def field_keys(self) -> tuple[bytes, ...]:
+        """Return the secrets that personal data is sealed by: the one that seals first, then all others that open.
+
+        Raises:
+            SettingsError: a key is missing or too short, or stands twice.
+        """
+        keys = [_key("orders_field_key", self.secret("orders_field_key"))]
+        if Path(self.secrets_dir, OTHER_FIELD_KEYS).exists():
+            lines = filter(None, map(str.strip, self.secret(OTHER_FIELD_KEYS).splitlines()))
+            keys += [_key(OTHER_FIELD_KEYS, line) for line in lines]
+        if len({*keys}) < len(keys):
+            raise SettingsError(f"The secrets orders_field_key and {OTHER_FIELD_KEYS} hold a key twice.")
         return tuple(keys)
 
     def identity_provider(self) -> IdentityProvider:
@@ -162,3 +173,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def tls(self) -> ssl.SSLContext | None:
         """Return the context of a client that trusts the internal CA only; none where there is no CA file."""
         return ssl.create_default_context(cafile=self.ca_file) if self.ca_file else None
+
+
+def _key(name: str, value: str) -> bytes:
+    key = value.encode()
+    if len(key) < KEY_LENGTH:
+        raise SettingsError(f"The secret {name} has a key of {len(key)} bytes; {KEY_LENGTH} are the least.")
+    return key

@@ -11,7 +11,7 @@ from psycopg_pool import PoolTimeout
 
 from orders import metrics
 from orders.answers import Ready
-from orders.catalogue.tags import tag
+from orders.tags import tag
 
 K = TypeVar("K", bound=Hashable)
 

@@ -46,8 +46,8 @@ from orders.catalogue.schemas import (
     StockChange,
 )
 from orders.catalogue.service import Catalogue
-from orders.catalogue.tags import condition, matches
 from orders.problems import problems
+from orders.tags import condition, matches
 
 _UNKNOWN_CALLER = "There is no access token, or it does not count."
 _NO_OPERATOR = "The token does not give the role operator."

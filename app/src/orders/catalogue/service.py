@@ -24,10 +24,10 @@ from orders.catalogue.schemas import (
     Stock,
 )
 from orders.catalogue.shared import Shared
-from orders.catalogue.tags import Condition, tag
 from orders.database import Database
 from orders.errors import BadRequestError, NotFoundError, OutdatedError, StockError
 from orders.hints import Hints
+from orders.tags import Condition, tag
 
 _LOG = logging.getLogger(__name__)
 

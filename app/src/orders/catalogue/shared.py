@@ -3,8 +3,8 @@
 import time
 
 from orders.catalogue.cache import Entry
-from orders.catalogue.tags import SHAPE
 from orders.hints import Hints
+from orders.tags import SHAPE
 
 KEPT_SECONDS = 60
 CLAIM_SECONDS = 1

@@ -48,7 +48,7 @@ def parse(body: bytes) -> OrderMessage:
     """
     try:
         message = _DECODER.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DeadLetterError(str(error)) from error
     if message.id.bytes[:CONTENT_BYTES] != content(message.customer_id, message.idempotency_key, message.lines):
         raise DeadLetterError("the identifier is not that of the content")

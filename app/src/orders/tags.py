@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from orders.errors import BadRequestError, UnconditionalError
 
-# Part of each tag, and raised whenever the JSON of a product changes: replicas of two versions of this service may answer.
+# Part of each tag, and raised whenever the JSON of what has one changes: replicas of two versions of this service may answer.
 SHAPE = 1
 
 _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
@@ -21,7 +21,7 @@ class Condition(NamedTuple):
 
 
 def tag(version: int) -> str:
-    """Return the strong tag of a product's version."""
+    """Return the strong tag of a thing's version."""
     return f'"{SHAPE}.{version}"'
 
 
@@ -41,7 +41,9 @@ def condition(if_match: str | None, if_none_match: str | None) -> Condition:
         BadRequestError: it is malformed, or there are two.
     """
     if if_match is None and if_none_match is None:
-        raise UnconditionalError('Send If-None-Match: * to create the product, or If-Match: "..." to change it.')
+        raise UnconditionalError(
+            'Send If-None-Match: * to create what is not there, or If-Match: "..." to change what is.'
+        )
     if if_match is None:
         if if_none_match != "*":
             raise BadRequestError("If-None-Match", "has a meaning for a change only as *")

@@ -1,0 +1,1 @@
+"""What customers say of themselves: name and postal address, sealed."""
