@@ -8,9 +8,13 @@ from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
+from orders.access.controller import BrowserController
 from orders.access.guards import COMPONENTS, Guard, provide_caller, require_declarations
 from orders.access.keys import Keys
+from orders.access.provider import Provider
 from orders.access.schemas import Access
+from orders.access.sessions import Sessions
+from orders.access.store import Store
 from orders.access.tokens import Tokens
 from orders.catalogue.controller import CatalogueController
 from orders.catalogue.service import Catalogue
@@ -41,6 +45,10 @@ def create_app(settings: Settings | None = None) -> Instrument:
     database = Database(settings)
     hints = Hints(settings)
     keys = Keys(settings, hints)
+    tokens = Tokens(settings, keys)
+    browsers = settings.browsers()
+    provider = Provider(settings, browsers) if browsers else None
+    sessions = Sessions(browsers, Store(settings), provider, tokens) if browsers and provider else None
     publisher = Publisher(settings)
     orders = Orders(Identities(settings.hmac_keys()), publisher, hints, database)
     catalogue = Catalogue(database, hints)
@@ -50,17 +58,30 @@ def create_app(settings: Settings | None = None) -> Instrument:
         hints.start()
         keys.start()
         publisher.start()
+        if sessions:
+            sessions.start()
         yield
+        if sessions:
+            await sessions.stop()
         await publisher.stop()
         await keys.stop()
         await hints.stop()
 
     parts = {"catalogue": catalogue, "orders": orders, "publisher": publisher, "database": database, "keys": keys}
+    parts |= {"provider": provider, "sessions": sessions}
     app = Litestar(
-        route_handlers=[CatalogueController, OrderController, livez, readyz, figures],
+        route_handlers=[
+            BrowserController,
+            CatalogueController,
+            OrderController,
+           
+            livez,
+            readyz,
+            figures,
+        ],
         dependencies={name: _shared(part) for name, part in parts.items()}
         | {"caller": Provide(provide_caller, sync_to_thread=False)},
-        guards=[Guard(Tokens(settings, keys))],
+        guards=[Guard(tokens, sessions, settings.public_url)],
         lifespan=[database.lifespan, connections],
         exception_handlers={Exception: problem_response},
         request_max_body_size=MOST_BYTES,

@@ -18,6 +18,7 @@ def _serve(settings: Settings, _arguments: argparse.Namespace) -> None:
     # A wrong setting ends this process here, in a line, rather than Granian's in a traceback.
     settings.hmac_keys()
     settings.identity_provider()
+    settings.browsers()
     Granian(
         "orders.asgi:create_app",
         factory=True,
