@@ -10,7 +10,7 @@ import hypothesis
 import psycopg
 import pytest
 
-from service import NUMBERS, Api, Platform, Products, Workers
+from service import NUMBERS, Api, Platform, Products, Visitor, Workers
 
 # The same examples in every run; and no deadline, since the machine is shared.
 hypothesis.settings.register_profile("tests", database=None, deadline=None, derandomize=True)
@@ -27,6 +27,7 @@ def platform() -> Iterator[Platform]:
             platform.postgres.create()
             platform.keycloak.start()
             platform.valkey.create()
+            platform.valkey_sessions.create()
             platform.rabbitmq.create()
             for arguments in (["migrate"], ["seed", "--products", "100"]):
                 status, output = platform.finish(*arguments)
@@ -34,7 +35,8 @@ def platform() -> Iterator[Platform]:
             platform.keycloak.wait()
             yield platform
         finally:
-            for server in (platform.keycloak, platform.postgres, platform.valkey, platform.rabbitmq):
+            stores = (platform.valkey, platform.valkey_sessions)
+            for server in (platform.keycloak, platform.postgres, *stores, platform.rabbitmq):
                 server.remove()
 
 
@@ -84,6 +86,14 @@ def no_worker(workers: Workers) -> Workers:
 def connection(platform: Platform) -> Iterator[psycopg.Connection]:
     with platform.postgres.admin() as connection:
         yield connection
+
+
+@pytest.fixture
+def visitor(platform: Platform, api: Api) -> Iterator[Visitor]:
+    """Have a browser in which nobody has logged in."""
+    visitor = Visitor(platform, api)
+    yield visitor
+    visitor.close()
 
 
 @pytest.fixture

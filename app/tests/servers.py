@@ -246,12 +246,12 @@ class Postgres(Process):
 
 
 class Valkey:
-    """A cluster of three primaries, with the account of the service."""
+    """A cluster of three primaries, or of three with a replica each, with the account of the service."""
 
-    ports = (7100, 7101, 7102)
-
-    def __init__(self, folder: Path, certificates: Certificates) -> None:
+    def __init__(self, folder: Path, certificates: Certificates, port: int, replicas: int = 0) -> None:
         folder.mkdir()
+        self.ports = range(port, port + 3 * (1 + replicas))
+        self._replicas = replicas
         self.nodes = [Process(folder, f"valkey-{port}") for port in self.ports]
         self._folder = folder
         self._certificates = certificates
@@ -272,10 +272,16 @@ class Valkey:
                 f"port 0\ntls-port {port}\nbind 127.0.0.1\ndir {data}\ncluster-enabled yes\ntls-cluster yes\n"
                 f"tls-replication yes\ntls-cert-file {c.certificate}\ntls-key-file {c.key}\ntls-ca-cert-file {c.ca}\n"
                 f'tls-auth-clients no\ncluster-node-timeout 2000\nsave ""\ncluster-require-full-coverage no\n'
-                f'user orders on ">{PASSWORD}" ~orders:* resetchannels -@all +@connection +@read +@write +command'
-                " +cluster|slots +cluster|shards -@dangerous\n"
+                f'user orders on ">{PASSWORD}" ~orders:* resetchannels -@all +@read +@write +@connection +@transaction'
+                " -@dangerous -@admin -scan -randomkey +wait +command +cluster|slots +cluster|shards\n"
             )
             node.spawn(["/usr/bin/valkey-server", str(configuration)])
+
+    def restart(self, port: int) -> None:
+        """Have a node back that has ended, with nothing in it."""
+        self.nodes[port - self.ports[0]].spawn(["/usr/bin/valkey-server", str(self._folder / f"{port}.conf")])
+        wait_until(partial(listens, port), f"Valkey on {port}")
+        self.wait()
 
     def create(self) -> None:
         """Start the nodes and form the cluster."""
@@ -283,8 +289,23 @@ class Valkey:
         for port in self.ports:
             wait_until(partial(listens, port), f"Valkey on {port}")
         nodes = [f"127.0.0.1:{port}" for port in self.ports]
-        self.cli(self.ports[0], "--cluster", "create", *nodes, "--cluster-yes")
-        wait_until(lambda: "cluster_state:ok" in self.cli(self.ports[2], "cluster", "info"), "the Valkey cluster")
+        replicas = ["--cluster-replicas", str(self._replicas)]
+        self.cli(self.ports[0], "--cluster", "create", *nodes, *replicas, "--cluster-yes")
+        self.wait()
+
+    def wait(self) -> None:
+        """Return once all nodes are there, and each primary has its replica."""
+        for port in self.ports:
+            wait_until(partial(self._is_whole, port), "the Valkey cluster")
+
+    def _is_whole(self, port: int) -> bool:
+        info = self.cli(port, "info", "replication")
+        linked = f"connected_slaves:{self._replicas}" if "role:master" in info else "master_link_status:up"
+        return linked in info and "cluster_state:ok" in self.cli(port, "cluster", "info")
+
+    def primaries(self) -> list[int]:
+        """Return the ports of the nodes that take writes now."""
+        return [port for port in self.ports if "role:master" in self.cli(port, "info", "replication")]
 
     def cli(self, port: int, *arguments: str) -> str:
         """Return what valkey-cli says."""
@@ -468,9 +489,19 @@ class Keycloak(Process):
 
     port, tls_port, management_port = 8180, 8543, 8190
     url = f"http://127.0.0.1:{port}/auth"
-    issuer = "https://identity.test/auth/realms/freehold"
+    origin = "https://identity.test"  # of Keycloak and the service, as the edge has both
+    issuer = f"{origin}/auth/realms/freehold"
     jwks_path = "/realms/freehold/protocol/openid-connect/certs"
     client_secret = "a secret of the tests"
+    browser_client = "orders-web"
+    # Who can log in, with their roles; the passwords are all the same.
+    people: Mapping[str, Sequence[str]] = {
+        "anna": ["customer"],
+        "bert": ["customer"],
+        "olga": ["operator"],
+        "otto": ["customer", "operator"],
+        "nora": [],
+    }
 
     def __init__(self, folder: Path, certificates: Certificates) -> None:
         folder.mkdir()
@@ -488,7 +519,7 @@ class Keycloak(Process):
         self.spawn(
             [
                 *(str(KEYCLOAK / "bin" / "kc.sh"), "start", "--optimized", "--import-realm"),
-                *("--hostname=https://identity.test/auth", "--http-enabled=true", "--http-host=127.0.0.1"),
+                *(f"--hostname={self.origin}/auth", "--http-enabled=true", "--http-host=127.0.0.1"),
                 *(f"--http-port={self.port}", f"--https-port={self.tls_port}"),
                 *(f"--https-certificate-file={c.certificate}", f"--https-certificate-key-file={c.key}"),
                 f"--http-management-port={self.management_port}",
@@ -523,15 +554,39 @@ class Keycloak(Process):
                     "standardFlowEnabled": False,
                     "serviceAccountsEnabled": True,
                     "protocolMappers": [audience],
-                }
+                },
+                {
+                    "clientId": self.browser_client,
+                    "secret": self.client_secret,
+                    "standardFlowEnabled": True,
+                    "directAccessGrantsEnabled": False,
+                    "redirectUris": [f"{self.origin}/login/callback"],
+                    "attributes": {"pkce.code.challenge.method": "S256"},
+                    "protocolMappers": [audience],
+                },
             ],
+            "revokeRefreshToken": True,
+            "refreshTokenMaxReuse": 0,
             "users": [
                 {
                     "username": "service-account-shop",
                     "enabled": True,
                     "serviceAccountClientId": "shop",
                     "realmRoles": ["customer"],
-                }
+                },
+                *(
+                    {
+                        "username": name,
+                        "email": f"{name}@example.com",
+                        "emailVerified": True,
+                        "firstName": name.title(),
+                        "lastName": "Tester",
+                        "enabled": True,
+                        "credentials": [{"type": "password", "value": PASSWORD}],
+                        "realmRoles": roles,
+                    }
+                    for name, roles in self.people.items()
+                ),
             ],
             "components": {"org.keycloak.keys.KeyProvider": [self.key.provider(100)]},
         }

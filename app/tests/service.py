@@ -1,5 +1,6 @@
 """The service's own processes, started as in production, and what they need."""
 
+import html
 import itertools
 import re
 import signal
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -31,7 +33,8 @@ class Platform:
         folder.chmod(0o755)
         self.certificates = Certificates(folder / "certificates")
         self.postgres = Postgres(folder / "postgres", self.certificates)
-        self.valkey = Valkey(folder / "valkey", self.certificates)
+        self.valkey = Valkey(folder / "valkey", self.certificates, 7100)
+        self.valkey_sessions = Valkey(folder / "valkey-sessions", self.certificates, 7000, replicas=1)
         self.rabbitmq = RabbitMQ(folder / "rabbitmq", self.certificates)
         self.keycloak = Keycloak(folder / "keycloak", self.certificates)
         self.secrets = folder / "secrets"
@@ -40,6 +43,7 @@ class Platform:
             (self.secrets / f"orders_{name}_password").write_text(PASSWORD)
         (self.secrets / "orders_hmac_key").write_text(HMAC_KEY)
         (self.secrets / "orders_field_key").write_text(FIELD_KEY)
+        (self.secrets / "orders_oidc_client_secret").write_text(self.keycloak.client_secret)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -51,6 +55,9 @@ class Platform:
             "ORDERS_VALKEY_CACHE_NODES": self.valkey.addresses,
             "ORDERS_OIDC_ISSUER": self.keycloak.issuer,
             "ORDERS_OIDC_JWKS_URL": self.keycloak.url + self.keycloak.jwks_path,
+            "ORDERS_OIDC_TOKEN_URL": self.keycloak.url + self.keycloak.jwks_path.replace("certs", "token"),
+            "ORDERS_PUBLIC_URL": self.keycloak.origin,
+            "ORDERS_VALKEY_SESSION_NODES": self.valkey_sessions.addresses,
             "ORDERS_SECRETS_DIR": str(self.secrets),
             "ORDERS_CA_FILE": str(self.certificates.ca),
         }
@@ -124,6 +131,91 @@ class Api:
         """Stop it as the platform does."""
         self.client.close()
         return self.process.stop()
+
+
+class Visitor:
+    """A browser without a screen, which goes by way of Keycloak's own page, and keeps the cookies of both."""
+
+    def __init__(self, platform: Platform, api: Api) -> None:
+        self.api = api
+        self.cookies: dict[str, str] = {}
+        self.set: list[str] = []  # what the last answer would have it keep, word by word
+        self._platform = platform
+        self._keycloak = platform.keycloak
+        self._others: list[Visitor] = []
+        self._pages = httpx.Client(
+            base_url=f"https://localhost:{platform.keycloak.tls_port}",
+            verify=platform.certificates.context(),
+            timeout=20,
+        )
+        self._service = httpx.Client(base_url=api.url, timeout=10)
+
+    @property
+    def session(self) -> str:
+        """The session's identifier; empty: there is none."""
+        return self.cookies.get("__Host-session", "")
+
+    def ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:  # noqa: ANN401
+        """Ask the service, as one of its own pages does unless headers say otherwise."""
+        headers = {"Origin": self._keycloak.origin, "Cookie": "; ".join(f"{k}={v}" for k, v in self.cookies.items())}
+        headers |= arguments.pop("headers", {})
+        answer = self._service.request(method, path, headers={k: v for k, v in headers.items() if v}, **arguments)
+        self.set = answer.headers.get_list("set-cookie")
+        for cookie in self.set:
+            key, _, value = cookie.partition(";")[0].partition("=")
+            self.cookies[key] = value.strip('"')
+        self.cookies = {key: value for key, value in self.cookies.items() if value}
+        return answer
+
+    def come_back(self, user: str, path: str = "/") -> str:
+        """Begin a log-in and go through Keycloak's page; return where that sends the browser."""
+        answer = self.ask("GET", "/login", params={"next": path})
+        assert answer.status_code == 302, answer.text
+        page = self._pages.get(self._page(answer.headers["location"]))
+        if page.status_code == 200:  # else it knows the browser still
+            action = re.search(r'action="([^"]+)"', page.text)
+            assert action, page.text
+            form = {"username": user, "password": PASSWORD, "credentialId": ""}
+            page = self._pages.post(self._page(html.unescape(action[1])), data=form)
+        assert page.status_code == 302, page.text
+        location = str(page.headers["location"])
+        assert location.startswith(f"{self._keycloak.origin}/login/callback?"), location
+        return location.removeprefix(self._keycloak.origin)
+
+    def must_give_a_password(self) -> bool:
+        """Return whether Keycloak's page would ask for one."""
+        answer = self.ask("GET", "/login")
+        return self._pages.get(self._page(answer.headers["location"])).status_code == 200
+
+    def log_in(self, user: str, path: str = "/") -> httpx.Response:
+        """Log in, and return the service's last answer."""
+        answer = self.ask("GET", self.come_back(user, path))
+        assert (answer.status_code, answer.headers.get("location")) == (302, path), (
+            answer.text + self.api.process.tail()
+        )
+        return answer
+
+    def status(self) -> int:
+        """Return what the service answers to the question who one is."""
+        return self.ask("GET", "/v1/me").status_code
+
+    def at(self, api: Api) -> "Visitor":
+        """Return the same browser, with the same cookies, as another instance sees it."""
+        other = Visitor(self._platform, api)
+        other.cookies = dict(self.cookies)
+        self._others.append(other)
+        return other
+
+    def _page(self, address: str) -> str:
+        assert address.startswith(f"{self._keycloak.origin}/auth/"), address
+        return address.removeprefix(self._keycloak.origin)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pages.close()
+        self._service.close()
+        for other in self._others:
+            other.close()
 
 
 class Products:

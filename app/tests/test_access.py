@@ -44,6 +44,11 @@ ROUTES = {
     ("GET", "/livez"): Row(Access.PUBLIC),
     ("GET", "/readyz"): Row(Access.PUBLIC),
     ("GET", "/metrics"): Row(Access.PUBLIC),
+    ("GET", "/login"): Row(Access.PUBLIC, 302),
+    ("GET", "/login/callback"): Row(Access.PUBLIC, 400),
+    ("POST", "/logout"): Row(Access.SIGNED_IN, 204),
+    ("POST", "/logout/everywhere"): Row(Access.SIGNED_IN, 204),
+    ("GET", "/v1/me"): Row(Access.SIGNED_IN),
     ("GET", "/v1/schema"): Row(Access.PUBLIC),
     ("GET", "/v1/schema/openapi.json"): Row(Access.PUBLIC),
     ("GET", "/v1/schema/{path}"): Row(Access.PUBLIC, 404),
@@ -167,6 +172,11 @@ def expected_role(access: Access) -> str:
     return "operator" if Access.OPERATOR in access else "customer"
 
 
+def opens(granted: Access, access: Access) -> bool:
+    """Return whether roles open a route that asks for these."""
+    return access is Access.PUBLIC or bool((granted | Access.SIGNED_IN) & access)
+
+
 @pytest.fixture(scope="module")
 def bare(api: Api) -> Iterator[httpx.Client]:
     """Have a client without a token."""
@@ -199,13 +209,18 @@ def without_valkey(platform: Platform) -> Iterator[Api]:
     api.stop()
 
 
-def call(client: httpx.Client, route: tuple[str, str], order: str, authorization: str | None) -> httpx.Response:
-    """Ask a route for something that is there, with an Authorization header if there is one."""
+def request(route: tuple[str, str], order: str) -> tuple[str, str, dict[str, object] | None, dict[str, str]]:
+    """Return what asks a route for something that is there: method, address, body and headers."""
     method, path = route
     body = BODIES.get(route)
     sku = "P-00001" if body is None else "P-00098"
     path = path.format(sku=sku, order_id=order, customer_id="c1", path="nothing", account="me")
-    headers = {"Idempotency-Key": "matrix", "If-Match": "*"} if body else {}
+    return method, path, body, {"Idempotency-Key": "matrix", "If-Match": "*"} if body else {}
+
+
+def call(client: httpx.Client, route: tuple[str, str], order: str, authorization: str | None) -> httpx.Response:
+    """Ask a route for something that is there, with an Authorization header if there is one."""
+    method, path, body, headers = request(route, order)
     if authorization is not None:
         headers["Authorization"] = authorization
     return client.request(method, path, json=body, headers=headers)
@@ -230,13 +245,24 @@ def test_every_route_has_its_row_here_and_says_the_same_in_the_document(platform
     assert len(app.routes) == len({path for _, path in ROUTES})
     document = app.openapi_schema.to_schema()
     assert document["components"]["securitySchemes"] == {
-        "bearerAuth": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+        "bearerAuth": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+        "session": {
+            "type": "apiKey",
+            "in": "cookie",
+            "name": "__Host-session",
+            "description": "A browser's, from `/login`. Changes count from our own pages only (`Origin`, `Sec-Fetch-Site`).",
+        },
     }
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            private = ROUTES[method.upper(), path].access is not Access.PUBLIC
-            assert (operation.get("security") == [{"bearerAuth": []}]) == private
-            assert ({"401", "403", "503"} <= set(operation["responses"])) == private
+            access = ROUTES[method.upper(), path].access
+            private = access is not Access.PUBLIC
+            # Who asks for no role is forbidden nothing, but for changes that another site sends.
+            forbidden = {"403"} if private and (access is not Access.SIGNED_IN or method != "get") else set()
+            assert (operation.get("security") == [{"bearerAuth": []}, {"session": []}]) == private
+            assert (({"401", "503"} | forbidden) <= set(operation["responses"])) == (
+                private or path == "/login/callback"
+            )
 
 
 def test_a_route_that_does_not_say_who_may_call_it_stops_the_start() -> None:
@@ -298,7 +324,7 @@ def test_a_route_opens_to_its_roles_and_to_no_others(
 ) -> None:
     row = ROUTES[route]
     answer = call(bare, route, order, f"bearer {platform.keycloak.token('c1', *roles)}")
-    if row.access is Access.PUBLIC or granted & row.access:
+    if opens(granted, row.access):
         assert answer.status_code == row.status, answer.text
         return
     assert (answer.status_code, answer.headers["content-type"]) == (403, "application/problem+json")

@@ -8,9 +8,13 @@ from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
+from orders.access.controller import BrowserController
 from orders.access.guards import COMPONENTS, Guard, provide_caller, require_declarations
 from orders.access.keys import Keys
+from orders.access.provider import Provider
 from orders.access.schemas import Access
+from orders.access.sessions import Sessions
+from orders.access.store import Store
 from orders.access.tokens import Tokens
 from orders.catalogue.controller import CatalogueController
 from orders.catalogue.service import Catalogue
@@ -46,6 +50,10 @@ def create_app(settings: Settings | None = None) -> Instrument:
     database = Database(settings)
     hints = Hints(settings)
     keys = Keys(settings, hints)
+    tokens = Tokens(settings, keys)
+    browsers = settings.browsers()
+    provider = Provider(settings, browsers) if browsers else None
+    sessions = Sessions(browsers, Store(settings), provider, tokens) if browsers and provider else None
     publisher = Publisher(settings)
     identities = Identities(settings.hmac_keys())
     orders = Orders(identities, publisher, hints, database)
@@ -57,7 +65,11 @@ def create_app(settings: Settings | None = None) -> Instrument:
         hints.start()
         keys.start()
         publisher.start()
+        if sessions:
+            sessions.start()
         yield
+        if sessions:
+            await sessions.stop()
         await publisher.stop()
         await keys.stop()
         await hints.stop()
@@ -67,18 +79,27 @@ def create_app(settings: Settings | None = None) -> Instrument:
         "orders": orders,
         "ledger": Ledger(identities, database),
         "profiles": profiles,
+        "provider": provider,
+        "sessions": sessions,
         "publisher": publisher,
         "database": database,
         "keys": keys,
     }
     app = Litestar(
         route_handlers=[
-            *(CatalogueController, CustomerController, LedgerController, OrderController, ProfileController),
+            *(
+                BrowserController,
+                CatalogueController,
+                CustomerController,
+                LedgerController,
+                OrderController,
+                ProfileController,
+            ),
             *(livez, readyz, figures),
         ],
         dependencies={name: _shared(part) for name, part in parts.items()}
         | {"caller": Provide(provide_caller, sync_to_thread=False)},
-        guards=[Guard(Tokens(settings, keys))],
+        guards=[Guard(tokens, sessions, settings.public_url)],
         lifespan=[database.lifespan, connections],
         exception_handlers={Exception: problem_response},
         request_max_body_size=MOST_BYTES,

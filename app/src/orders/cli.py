@@ -23,6 +23,7 @@ def _serve(settings: Settings, _arguments: argparse.Namespace) -> None:
     settings.hmac_keys()
     settings.field_keys()
     settings.identity_provider()
+    settings.browsers()
     Granian(
         "orders.asgi:create_app",
         factory=True,

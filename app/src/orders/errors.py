@@ -73,8 +73,16 @@ class UnauthorizedError(Exception):
         self.reason = reason
 
 
+class SessionEndedError(Exception):
+    """The session of a browser's cookie is there no longer."""
+
+
 class ForbiddenError(Exception):
     """Who asks is known, and may not do this."""
+
+
+class CrossSiteError(Exception):
+    """A browser sends a session's cookie with a change that no page of ours asked for."""
 
 
 class UnavailableError(Exception):

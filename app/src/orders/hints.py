@@ -36,6 +36,24 @@ def decision_hint(identifier: UUID) -> str:
     return f"decision:{identifier}"
 
 
+def new_client(settings: Settings, nodes: str) -> ValkeyCluster:
+    """Return a client of the cluster that a setting names; it is not connected yet."""
+    tls = bool(settings.ca_file)
+    return ValkeyCluster(
+        startup_nodes=[ClusterNode(*node) for node in settings.addresses(nodes)],
+        username=settings.valkey_user,
+        password=settings.secret("orders_valkey_password"),
+        ssl=tls,
+        ssl_ca_certs=settings.ca_file if tls else None,
+        ssl_check_hostname=tls,
+        socket_connect_timeout=1.0,
+        socket_timeout=1.0,
+        require_full_coverage=False,
+        cluster_error_retry_attempts=1,
+        connection_error_retry_attempts=0,
+    )
+
+
 class Hints:
     """A Valkey cluster whose silence costs at most the deadline, and then a second's rest of the silent node.
 
@@ -66,7 +84,7 @@ class Hints:
         while True:
             client = None
             try:
-                client = self._new_client()
+                client = new_client(self._settings, "valkey_cache_nodes")
                 async with asyncio.timeout(CONNECT_SECONDS):
                     await client.initialize()
                 break
@@ -81,22 +99,6 @@ class Hints:
         await asyncio.sleep(REST_SECONDS)
         if former:
             await former.aclose()
-
-    def _new_client(self) -> ValkeyCluster:
-        tls = bool(self._settings.ca_file)
-        return ValkeyCluster(
-            startup_nodes=[ClusterNode(*node) for node in self._settings.addresses("valkey_cache_nodes")],
-            username=self._settings.valkey_user,
-            password=self._settings.secret("orders_valkey_password"),
-            ssl=tls,
-            ssl_ca_certs=self._settings.ca_file if tls else None,
-            ssl_check_hostname=tls,
-            socket_connect_timeout=1.0,
-            socket_timeout=1.0,
-            require_full_coverage=False,
-            cluster_error_retry_attempts=1,
-            connection_error_retry_attempts=0,
-        )
 
     async def get(self, key: str, lifetime: int | None = None) -> bytes | None:
         """Return what is remembered under a key, none where nothing is or where Valkey does not say so in time.

@@ -13,6 +13,7 @@ from prometheus_client import Histogram
 from orders import metrics
 from orders.logs import REQUEST_ID
 
+_NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -38,7 +39,7 @@ class Instrument:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id), _NO_SNIFFING]
             await send(message)
 
         try:

@@ -31,6 +31,17 @@ KEYS_READ_AT = Gauge(
     "orders_jwks_read_timestamp_seconds", "When the identity provider last gave its keys; 0: not since the start."
 )
 
+SESSIONS = Counter("orders_sessions", "Requests with a browser's session by what became of it.", ("outcome",))
+SESSION_WRITES = Counter(
+    "orders_session_writes", "Writes to the store of sessions: replica has it, or primary alone.", ("copies",)
+)
+SESSION_CHECKS = Counter("orders_session_checks", "Refreshes of sessions by the identity provider.", ("outcome",))
+LOGINS = Counter("orders_logins", "Log-ins of browsers that came back from the identity provider.", ("outcome",))
+LOGOUTS = Counter(
+    "orders_logouts", "Sessions that a log-out ended, and whether the identity provider's did.", ("outcome",)
+)
+CROSS_SITE = Counter("orders_cross_site", "Changes refused: a session's cookie came with another site's request.")
+
 BATCH_ORDERS = Histogram("orders_batch_orders", "Orders in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512))
 BATCH_SECONDS = Histogram("orders_batch_seconds", "Time to settle a batch and commit it.", buckets=_SECONDS)
 SETTLED = Counter("orders_worker_orders", "Orders by what the worker made of them.", ("outcome",))

@@ -17,6 +17,7 @@ from psycopg_pool import PoolTimeout
 from orders.errors import (
     MEDIA_TYPE,
     BadRequestError,
+    CrossSiteError,
     FieldError,
     ForbiddenError,
     KeyReusedError,
@@ -24,6 +25,7 @@ from orders.errors import (
     NotFoundError,
     OutdatedError,
     Problem,
+    SessionEndedError,
     StockError,
     TransitionError,
     UnauthorizedError,
@@ -62,7 +64,9 @@ EXCEPTION_TO_PROBLEM: Mapping[type[Exception], Callable[[Any], Problem]] = {
         400, "Bad Request", detail="The request is malformed.", errors=[FieldError(error.field, error.detail)]
     ),
     UnauthorizedError: lambda error: Problem(401, "Unauthorized", detail=error.reason or "An access token is needed."),
+    SessionEndedError: lambda _: Problem(401, "Unauthorized", detail="The session has ended: log in again."),
     ForbiddenError: lambda error: Problem(403, "Forbidden", detail=str(error)),
+    CrossSiteError: lambda error: Problem(403, "Forbidden", detail=str(error)),
     MediaTypeError: lambda error: Problem(415, "Unsupported Media Type", detail=str(error)),
     KeyReusedError: lambda error: Problem(409, "Conflict", detail=str(error)),
     TransitionError: lambda error: Problem(409, "Conflict", detail=str(error)),
@@ -87,16 +91,18 @@ def problem_response(request: Request[Any, Any, Any], error: Exception) -> Respo
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    elif isinstance(error, UnauthorizedError | ForbiddenError):
+    elif isinstance(error, UnauthorizedError | SessionEndedError | ForbiddenError):
         headers["WWW-Authenticate"] = _challenge(error)
     content = msgspec.json.encode(msgspec.structs.replace(problem, request_id=REQUEST_ID.get()))
     return Response(content, status_code=problem.status, media_type=MEDIA_TYPE, headers=headers)
 
 
-def _challenge(error: UnauthorizedError | ForbiddenError) -> str:
+def _challenge(error: UnauthorizedError | SessionEndedError | ForbiddenError) -> str:
     """Return what RFC 6750 has a client told of its token."""
     if isinstance(error, ForbiddenError):
         return 'Bearer error="insufficient_scope"'
+    if isinstance(error, SessionEndedError):
+        return "Bearer"
     return f'Bearer error="invalid_token", error_description="{error.reason}"' if error.reason else "Bearer"
 
 

@@ -1,6 +1,7 @@
 """Settings of one process, read once from the environment, and its secrets, read from files (the container's contract)."""
 
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ from psycopg.conninfo import make_conninfo
 KEY_LENGTH = 32
 DATABASE_SECRET = "orders_database_password"  # noqa: S105  (its name)
 OTHER_FIELD_KEYS = "orders_field_keys_other"
+CLIENT_SECRET = "orders_oidc_client_secret"  # noqa: S105  (its name)
+# As browsers write an Origin: no path, no upper case, no port that is https's own.
+_ORIGIN = re.compile(r"https://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?!:443$)(?::[1-9][0-9]{0,4})?")
 
 
 class SettingsError(Exception):
@@ -37,6 +41,18 @@ class IdentityProvider(NamedTuple):
     audience: str
 
 
+class Browsers(NamedTuple):
+    """How people log in with a browser: where they find us, as what we are known, and how long a session lasts."""
+
+    url: str  # the origin, as browsers have it
+    issuer: str
+    token_url: str
+    client_id: str
+    idle_seconds: int
+    session_seconds: int
+    check_seconds: int
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One field a variable: `database_url` is read from ORDERS_DATABASE_URL."""
 
@@ -53,6 +69,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     oidc_issuer: str = ""  # the claim `iss` of every token, to the letter; this and the next only `serve` needs
     oidc_jwks_url: str = ""  # http://... or https://...
     oidc_audience: str = "orders"
+    valkey_session_nodes: str = (
+        ""  # host:port,...; empty: nobody logs in with a browser, and the next ones are not needed
+    )
+    public_url: str = ""  # https://NAME[:PORT], where browsers find the service
+    oidc_token_url: str = ""  # http://... or https://...; the end of log-ins is beside it, at `logout`
+    oidc_client_id: str = "orders-web"
+    session_idle_seconds: int = 1500
+    session_seconds: int = 36000
+    session_check_seconds: int = 240
     port: int = 8000
     worker_port: int = 8001
     log_level: str = "INFO"
@@ -73,7 +98,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             settings = msgspec.convert(raw, cls, strict=False)
         except msgspec.ValidationError as error:
             raise SettingsError(f"ORDERS_ variables: {error}") from error
-        for name in ("rabbitmq_nodes", "valkey_cache_nodes"):
+        for name in ("rabbitmq_nodes", "valkey_cache_nodes", "valkey_session_nodes"):
             settings.addresses(name)
         if not settings.rabbitmq_nodes:
             raise SettingsError("ORDERS_RABBITMQ_NODES is empty. Name at least one broker: host:port,...")
@@ -142,14 +167,45 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in ("oidc_issuer", "oidc_jwks_url", "oidc_audience"):
             if not getattr(self, name):
                 raise SettingsError(f"ORDERS_{name.upper()} is empty; nothing is served unchecked.")
+        self._need_address("oidc_jwks_url")
+        return IdentityProvider(self.oidc_issuer, self.oidc_jwks_url, self.oidc_audience)
+
+    def _need_address(self, name: str) -> None:
+        value = getattr(self, name)
         try:
-            url = urlsplit(self.oidc_jwks_url)
+            url = urlsplit(value)
             is_address = url.scheme in {"http", "https"} and url.hostname and url.port != 0
         except ValueError:
             is_address = False
         if not is_address:
-            raise SettingsError(f"ORDERS_OIDC_JWKS_URL: {self.oidc_jwks_url!r} is not http://... or https://...")
-        return IdentityProvider(self.oidc_issuer, self.oidc_jwks_url, self.oidc_audience)
+            raise SettingsError(f"ORDERS_{name.upper()}: {value!r} is not http://... or https://...")
+
+    def browsers(self) -> Browsers | None:
+        """Return how people log in with a browser; none where there is no store for their sessions.
+
+        Raises:
+            SettingsError: a variable or the client's secret is missing or malformed.
+        """
+        if not self.valkey_session_nodes:
+            return None
+        self._need_address("oidc_token_url")
+        if not _ORIGIN.fullmatch(self.public_url):
+            raise SettingsError(f"ORDERS_PUBLIC_URL: {self.public_url!r} is not https://NAME or https://NAME:PORT.")
+        if not self.oidc_client_id:
+            raise SettingsError("ORDERS_OIDC_CLIENT_ID is empty; the identity provider is to know whose log-in it is.")
+        for name in ("session_idle_seconds", "session_seconds", "session_check_seconds"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"ORDERS_{name.upper()} is {getattr(self, name)}; 1 is the least.")
+        self.secret(CLIENT_SECRET)
+        return Browsers(
+            self.public_url,
+            self.oidc_issuer,
+            self.oidc_token_url,
+            self.oidc_client_id,
+            self.session_idle_seconds,
+            self.session_seconds,
+            self.session_check_seconds,
+        )
 
     def conninfo(self, url: str, *, user: str = "", secret: str = DATABASE_SECRET) -> str:
         """Return the connection string for libpq, with the password of now and with the deadlines of a failover.

@@ -3,7 +3,8 @@
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from hmac import compare_digest
+from typing import Literal, NamedTuple, TypeVar
 
 import jwt
 import msgspec
@@ -11,12 +12,14 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from orders import metrics
 from orders.access.keys import Keys
-from orders.access.schemas import ROLES, Access, Caller
+from orders.access.schemas import Caller, granted
 from orders.errors import UnauthorizedError, UnavailableError
 from orders.ordering.schemas import CustomerId
 from orders.settings import Settings
 
 _CACHED, _VERIFIED, _REFUSED = (metrics.TOKENS.labels(outcome) for outcome in ("cached", "verified", "refused"))
+
+T = TypeVar("T")
 
 ALGORITHM = "RS256"
 LEEWAY_SECONDS = 5
@@ -48,8 +51,18 @@ class _Claims(msgspec.Struct):
     realm_access: _RealmAccess = msgspec.field(default_factory=_RealmAccess)
 
 
+class _LogIn(msgspec.Struct):
+    """What an ID token says."""
+
+    sub: CustomerId
+    nonce: str
+    typ: Literal["ID"]
+    email: str = ""
+
+
 class _Verified(NamedTuple):
     caller: Caller
+    names: list[str]  # of its roles
     valid_until: float
     kid: str
     key: RSAPublicKey
@@ -99,6 +112,28 @@ class Tokens:
         self._kept[header] = verified
         return verified.caller
 
+    async def verify_granted(self, token: str) -> tuple[Caller, list[str]]:
+        """Return whose an access token is, and the names of its roles.
+
+        Raises:
+            UnauthorizedError: it does not count.
+            UnavailableError: no key of the identity provider is known yet.
+        """
+        verified = await self._verify(token.encode())
+        return verified.caller, verified.names
+
+    async def verify_login(self, token: str, client_id: str, nonce: str, subject: str) -> str:
+        """Return what people know a subject by, from the ID token of a log-in.
+
+        Raises:
+            UnauthorizedError: the token does not count, or is of another log-in, client or subject.
+            UnavailableError: no key of the identity provider is known yet.
+        """
+        claims, _, _ = await self._decode(token.encode(), client_id, _LogIn)
+        if claims.sub != subject or not compare_digest(claims.nonce.encode(), nonce.encode()):
+            raise UnauthorizedError("The log-in is another one.")
+        return claims.email
+
     def _forget(self) -> None:
         """Forget what was verified by keys that are gone."""
         ring = self._ring = self._keys.ring
@@ -107,6 +142,11 @@ class Tokens:
             del self._kept[header]
 
     async def _verify(self, token: bytes) -> _Verified:
+        claims, kid, key = await self._decode(token, self._provider.audience, _Claims)
+        names = claims.realm_access.roles
+        return _Verified(Caller(claims.sub, granted(names)), names, claims.exp + LEEWAY_SECONDS, kid, key)
+
+    async def _decode(self, token: bytes, audience: str, kind: type[T]) -> tuple[T, str, RSAPublicKey]:
         if len(token) > MOST_BYTES:
             raise UnauthorizedError("The token is too long.")
         if not self._keys.ring:
@@ -125,15 +165,11 @@ class Tokens:
                 key,
                 [ALGORITHM],
                 {"require": list(_REQUIRED)},
-                audience=self._provider.audience,
+                audience=audience,
                 issuer=self._provider.issuer,
                 leeway=LEEWAY_SECONDS,
             )
-            claims = msgspec.convert(found, _Claims)
+            return msgspec.convert(found, kind), kid, key
         except (jwt.InvalidTokenError, msgspec.ValidationError) as error:
             reason = next(_REASONS[kind] for kind in type(error).__mro__ if kind in _REASONS)
             raise UnauthorizedError(reason) from error
-        roles = Access(0)
-        for name in claims.realm_access.roles:
-            roles |= ROLES.get(name, Access(0))
-        return _Verified(Caller(claims.sub, roles), claims.exp + LEEWAY_SECONDS, kid, key)
