@@ -77,7 +77,9 @@ options:
     elements: dict
     default: []
   queues:
-    description: Quorum queues, each with C(vhost), C(name) and C(host), the host that its leader belongs to (may be empty).
+    description:
+      - Queues, each with C(vhost), C(name) and C(host), the host that its leader belongs to (may be empty), and where they are
+        not quorum queues with C(type); C(arguments) are further ones.
     type: list
     elements: dict
     default: []
@@ -280,7 +282,7 @@ class Definitions:
                 "name": queue["name"],
                 "durable": True,
                 "auto_delete": False,
-                "arguments": {"x-queue-type": "quorum"},
+                "arguments": {"x-queue-type": queue.get("type") or "quorum", **(queue.get("arguments") or {})},
             }
             if not self._differs(present, "queues", entry, key=("vhost", "name"), label="queue", fixed=True):
                 continue
