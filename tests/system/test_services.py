@@ -46,6 +46,15 @@ def test_no_container_has_a_copy_of_its_image(site: Site) -> None:
         assert [layer["id"] for layer in layers if layer.get("uidmap")] == []
 
 
+def test_an_operator_reaches_the_dead_letters_by_a_replica(site: Site) -> None:
+    """As docs/rabbitmq.md has it: with the replica's own settings and secrets, and its user's rights in the brokers."""
+    for service in ("orders-api", "orders-worker"):
+        command = f"sudo podman exec {service}-1 orders dead-letters"
+        for host in site.groups["app"]:
+            shown = site.ask(host, f"{command} list && {command} show no-such-id 2>&1; echo status $?")
+            assert "no dead letter has the id no-such-id\nstatus 1\n" in shown
+
+
 def test_a_replica_that_is_killed_comes_back(site: Site) -> None:
     """Without a hand's help, and ready."""
     host = site.groups["app"][0]
