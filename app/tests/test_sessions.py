@@ -185,6 +185,10 @@ def test_each_log_in_has_an_identifier_of_its_own_and_ends_the_one_before(visito
     for cookie, status in ((planted, 401), (first, 401), (second, 200)):
         visitor.cookies["__Host-session"] = cookie
         assert visitor.status() == status
+    time.sleep(0.5)
+    assert (
+        not visitor.must_give_a_password()
+    )  # the second is of the same log-in at Keycloak as the first, and has not ended
 
 
 @pytest.mark.parametrize(
