@@ -44,6 +44,9 @@ ROUTES = {
     ("GET", "/livez"): Row(Access.PUBLIC),
     ("GET", "/readyz"): Row(Access.PUBLIC),
     ("GET", "/metrics"): Row(Access.PUBLIC),
+    ("GET", "/"): Row(Access.PUBLIC),
+    ("GET", "/docs"): Row(Access.PUBLIC),
+    ("GET", "/static/{name}"): Row(Access.PUBLIC, 404),
     ("GET", "/login"): Row(Access.PUBLIC, 302),
     ("GET", "/login/callback"): Row(Access.PUBLIC, 400),
     ("POST", "/logout"): Row(Access.SIGNED_IN, 204),
@@ -189,7 +192,7 @@ def request(route: tuple[str, str], order: str) -> tuple[str, str, dict[str, obj
     """Return what asks a route for something that is there: method, address, body and headers."""
     method, path = route
     body = BODIES.get(route)
-    path = path.format(sku="P-00001" if body is None else "P-00098", order_id=order, path="nothing")
+    path = path.format(sku="P-00001" if body is None else "P-00098", order_id=order, path="nothing", name="nothing")
     return method, path, body, {"Idempotency-Key": "matrix", "If-Match": "*"} if body else {}
 
 

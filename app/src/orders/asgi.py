@@ -28,6 +28,7 @@ from orders.ordering.publisher import Publisher
 from orders.ordering.service import Orders
 from orders.problems import problem_response
 from orders.settings import Settings
+from orders.web.pages import PageController
 
 
 def _shared(part: object) -> Provide:
@@ -74,7 +75,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
             BrowserController,
             CatalogueController,
             OrderController,
-           
+            PageController,
             livez,
             readyz,
             figures,
