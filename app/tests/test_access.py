@@ -44,6 +44,9 @@ ROUTES = {
     ("GET", "/livez"): Row(Access.PUBLIC),
     ("GET", "/readyz"): Row(Access.PUBLIC),
     ("GET", "/metrics"): Row(Access.PUBLIC),
+    ("GET", "/"): Row(Access.PUBLIC),
+    ("GET", "/docs"): Row(Access.PUBLIC),
+    ("GET", "/static/{name}"): Row(Access.PUBLIC, 404),
     ("GET", "/login"): Row(Access.PUBLIC, 302),
     ("GET", "/login/callback"): Row(Access.PUBLIC, 400),
     ("POST", "/logout"): Row(Access.SIGNED_IN, 204),
@@ -214,7 +217,8 @@ def request(route: tuple[str, str], order: str) -> tuple[str, str, dict[str, obj
     method, path = route
     body = BODIES.get(route)
     sku = "P-00001" if body is None else "P-00098"
-    path = path.format(sku=sku, order_id=order, customer_id="c1", path="nothing", account="me")
+    places = {"order_id": order, "customer_id": "c1", "path": "nothing", "name": "nothing", "account": "me"}
+    path = path.format(sku=sku, **places)
     return method, path, body, {"Idempotency-Key": "matrix", "If-Match": "*"} if body else {}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from service import Api, Platform
 
-SECONDS = 45
+SECONDS = 120
 
 
 @pytest.fixture

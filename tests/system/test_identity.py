@@ -68,6 +68,28 @@ def test_the_administration_is_closed_from_outside(client: httpx.Client, path: s
     assert client.get(path).status_code == httpx.codes.NOT_FOUND
 
 
+@pytest.mark.parametrize(("path", "status"), [("/", 200), ("/docs", 200), ("/v1/me", 401)])
+def test_browsers_find_the_storefront(client: httpx.Client, path: str, status: int) -> None:
+    """The root leads to the service."""
+    assert client.get(path).status_code == status
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz", "/rootless", "/.git"])
+def test_what_is_for_the_platform_stays_closed_beside_it(client: httpx.Client, path: str) -> None:
+    """The root is a route of its own, and opens nothing below it."""
+    assert client.get(path).status_code == httpx.codes.NOT_FOUND
+
+
+def test_a_log_in_leads_to_the_realms_page(site: Site, client: httpx.Client) -> None:
+    """Keycloak knows the service as a client, and where it may lead back to."""
+    answer = client.get("/login", params={"next": "/"})
+    assert answer.status_code == httpx.codes.FOUND, answer.text
+    assert answer.headers["location"].startswith(f"{site.issuer}/protocol/openid-connect/auth?")
+    page = client.get(answer.headers["location"])
+    assert page.status_code == httpx.codes.OK, page.text
+    assert 'name="password"' in page.text
+
+
 def test_a_token_says_who_signed_it_and_where_its_keys_are(site: Site, client: httpx.Client) -> None:
     """What a client library asks first leads to addresses that users reach."""
     found = client.get(f"{site.issuer}/.well-known/openid-configuration").json()

@@ -33,6 +33,7 @@ from orders.ordering.service import Orders
 from orders.problems import problem_response
 from orders.sealing import sealer
 from orders.settings import Settings
+from orders.web.pages import PageController
 
 
 def _shared(part: object) -> Provide:

@@ -150,7 +150,8 @@ class Sessions:
         caller, roles = await self._tokens.verify_granted(granting.access_token)
         name = await self._tokens.verify_login(granting.id_token, self._browsers.client_id, nonce, caller.subject)
         if former:
-            await self.end(former)
+            # Not at the identity provider: there the browser's log-in may be the very one that this session begins with.
+            await self.end(former, here_only=True)
         cookie = secrets.token_urlsafe(32).encode()
         key, now = _key(cookie), int(time.time())
         ends_at = now + self._browsers.session_seconds
@@ -165,14 +166,14 @@ class Sessions:
         await self._store.write(_name(key), ("SET", _ENCODER.encode(session), "EX", self._lifetime(session, now)))
         return cookie
 
-    async def end(self, cookie: bytes) -> None:
-        """End a session, here at once, elsewhere within a second, and at the identity provider when that answers.
+    async def end(self, cookie: bytes, *, here_only: bool = False) -> None:
+        """End a session, here at once, on other replicas within a second, and at the identity provider when that answers.
 
         Raises:
             UnavailableError: the store does not answer.
         """
         self._known.pop(cookie, None)
-        if _IDENTIFIER.fullmatch(cookie) and (session := await self._remove(_key(cookie))):
+        if _IDENTIFIER.fullmatch(cookie) and (session := await self._remove(_key(cookie), here_only=here_only)):
             await self._store.write(_list_name(session.subject), ("ZREM", session.key))
 
     async def end_all(self, subject: str) -> None:
@@ -191,13 +192,14 @@ class Sessions:
         if keys:
             await self._store.write(_list_name(subject), ("ZREM", *keys))
 
-    async def _remove(self, key: str) -> Session | None:
+    async def _remove(self, key: str, *, here_only: bool = False) -> Session | None:
         (content,) = await self._store.write(_name(key), ("GETDEL",))
         if content is None:
             return None
         session = _DECODER.decode(content)
         _LOGGED_OUT.inc()
-        self._begin(self._end_at_provider(session.refresh_token))
+        if not here_only:
+            self._begin(self._end_at_provider(session.refresh_token))
         return session
 
     async def _end_at_provider(self, refresh_token: str) -> None:
