@@ -29,6 +29,9 @@ PARTS = {
     "podman": "",
     "haproxy": "haproxy",
     "keepalived": "keepalived",
+    "prometheus": "prometheus",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+    "prometheus-node-exporter": "prometheus-node-exporter",
 }
 
 
