@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from freehold.lab import cache_folder
 from freehold.progress import Phase
 
 # Program or file -> Debian's package, for what each part of the work needs.
 LINT = {"shellcheck": "shellcheck", "ssh": "openssh-client"}
+# Programs of packages that would start a service here: they are taken out of the package, which is not installed.
+UNPACKED = {"promtool": ("prometheus", "usr/bin/promtool")}
 LAB = {
     "podman": "podman",
     "runc": "runc",
@@ -65,6 +69,34 @@ def ensure(needed: dict[str, str], phase: Phase, log: Path) -> list[str]:
     if still:
         raise MissingPrerequisitesError(f"Installed {', '.join(packages)}, yet still missing: {', '.join(still)}.")
     return packages
+
+
+def unpack(name: str, phase: Phase, log: Path) -> Path:
+    """Return the path of a program of UNPACKED, after taking it out of Debian's package where the machine does not have it.
+
+    Raises MissingPrerequisitesError where the system is neither Debian nor Ubuntu, and CommandError where the package is not found.
+    """
+    if found := shutil.which(name):
+        return Path(found)
+    package, inside = UNPACKED[name]
+    program = cache_folder() / "tools" / name
+    if program.exists():
+        return program
+    if not _is_debian():
+        raise MissingPrerequisitesError(f"This machine lacks {name} (Debian's package {package}). Install it.")
+    phase.text = f"fetches {name}"
+    phase.announce(phase.text)
+    program.parent.mkdir(parents=True, exist_ok=True)
+    sudo = [] if os.geteuid() == 0 else ["sudo"]
+    with tempfile.TemporaryDirectory() as folder:
+        phase.run([*sudo, "apt-get", "update", "--quiet"], log)
+        phase.run(["apt-get", "download", "--quiet", package], log, cwd=Path(folder))
+        (archive,) = Path(folder).glob("*.deb")
+        phase.run(["dpkg-deb", "--extract", str(archive), folder], log)
+        fresh = program.with_suffix(f".{os.getpid()}")
+        shutil.copy2(Path(folder) / inside, fresh)
+        fresh.replace(program)
+    return program
 
 
 def _is_debian() -> bool:

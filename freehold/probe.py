@@ -29,6 +29,9 @@ PARTS = {
     "podman": "",
     "haproxy": "haproxy",
     "keepalived": "keepalived",
+    "prometheus": "prometheus",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+    "prometheus-node-exporter": "prometheus-node-exporter",
 }
 
 
@@ -115,6 +118,17 @@ def edge(vip: str) -> dict[str, Any]:
     return {"holds": vip in run("ip", "-4", "address", "show", "to", vip), "problems": problems}
 
 
+def alerts() -> list[dict[str, str]]:
+    """Return the labels of the alerts that fire, as this host's Prometheus sees them."""
+    with open("/etc/default/prometheus", encoding="utf-8") as file:
+        found = re.search(r"--web\.listen-address=(\S+)", file.read())
+    if not found:
+        raise RuntimeError("prometheus: it was not configured")
+    files = ("--cacert", f"{PKI}/ca.crt", "--cert", f"{PKI}/prometheus.crt", "--key", f"{PKI}/prometheus.key")
+    answer = json.loads(run("curl", "-sS", "-m", "5", *files, f"https://{found[1]}/api/v1/alerts"))
+    return [alert["labels"] for alert in answer["data"]["alerts"] if alert["state"] == "firing"]
+
+
 def tell(question: Any, *arguments: Any) -> Any:  # noqa: ANN401
     """Return the answer, or in words why there is none."""
     try:
@@ -173,6 +187,8 @@ def status(vip: str) -> dict[str, Any]:
         answers["etcd"] = tell(etcd, "https://127.0.0.1:2379")
     if "rabbitmq-server" in known:
         answers["rabbitmq"] = tell(rabbitmq)
+    if "prometheus" in known:
+        answers["alerts"] = tell(alerts)
     answers["holds_vip"] = bool(vip) and vip in run("ip", "-4", "address", "show", "to", vip)
     return answers
 

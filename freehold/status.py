@@ -14,6 +14,7 @@ from freehold.progress import console
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBE = ROOT / "freehold/probe.py"
+NOBODY = "nobody: alertmanager_receivers is empty, see docs/observability.md"
 RUNNING = {"running", "listening", "exited"}
 
 Answers = dict[str, dict[str, Any]]
@@ -21,7 +22,9 @@ Answers = dict[str, dict[str, Any]]
 
 def show(inventory: str) -> bool:
     """Print the status and return whether every host answered and nothing was seen to be wrong."""
-    hosts = playbooks.variables(inventory, "all", "address", "zone", "group_names", "topology_vip")
+    hosts = playbooks.variables(
+        inventory, "all", "address", "zone", "group_names", "topology_vip", "alertmanager_receivers"
+    )
     vip = next(iter(hosts.values()))["topology_vip"]
     script = f"{PROBE} status {vip} executable=python3"
     said = playbooks.ask(inventory, "all", "ansible.builtin.script", script)
@@ -31,6 +34,11 @@ def show(inventory: str) -> bool:
     for part, (leader, complaint) in _leaders(hosts, answers, vip).items():
         console.print(f"{part:<22} {leader}", markup=False)
         complaints += [complaint] if complaint else []
+    receivers = [str(receiver["name"]) for receiver in next(iter(hosts.values()))["alertmanager_receivers"] or []]
+    firing, complaint = _alerts(answers)
+    complaints += [complaint] if complaint else []
+    console.print(f"{'alerts that fire':<22} {firing}", markup=False)
+    console.print(f"{'who hears of alerts':<22} {', '.join(receivers) or NOBODY}", markup=False)
     skipped = _skipped()
     for name, reason in skipped.items():
         console.print(f"skipped: {name}: {reason}", markup=False)
@@ -109,6 +117,22 @@ def _leaders(hosts: Answers, answers: Answers, vip: str) -> dict[str, tuple[str,
     led = [f"{queue['queue']} {str(queue['leader']).rpartition('@')[2].partition('.')[0]}" for queue in queues]
     found["RabbitMQ queues"] = (", ".join(sorted(led)) or "none", "" if led else "RabbitMQ: no queue is known")
     return found
+
+
+def _alerts(answers: Answers) -> tuple[str, str]:
+    """Return the alerts that fire on any Prometheus, and what is wrong with alerting itself."""
+    seen = list(_each(answers, "alerts"))
+    mute = [host for host, answer in answers.items() if isinstance(answer.get("alerts"), str)]
+    named = {
+        f"{labels['alertname']} {labels.get('instance', '')}".strip()
+        for found in seen
+        for labels in found
+        if labels["alertname"] != "DeadMansSwitch"
+    }
+    if mute or not seen:
+        return ", ".join(sorted(named)) or "unknown", f"Prometheus: no answer from {', '.join(mute) or 'any host'}"
+    dead = not all(any(labels["alertname"] == "DeadMansSwitch" for labels in found) for found in seen)
+    return ", ".join(sorted(named)) or "none", "Prometheus: its rules are not evaluated" if dead else ""
 
 
 def _each(answers: Answers, part: str) -> Iterator[Any]:

@@ -111,6 +111,7 @@ def run_checks(checks: list[Check], current: Phase, at_once: int = 2) -> Result:
 def lint(current: Phase) -> Result:
     """Test what needs no host: linters, types, specs, playbook syntax, inventories, documents."""
     prerequisites.ensure(prerequisites.LINT, current, LOGS / "prerequisites.log")
+    promtool = str(prerequisites.unpack("promtool", current, LOGS / "prerequisites.log"))
     python = tracked("*.py")
     shell = [
         name
@@ -125,6 +126,10 @@ def lint(current: Phase) -> Result:
         Check("ruff format", ["ruff", "format", "--check", *python]),
         Check("yamllint", ["yamllint", "--strict", *tracked("*.yml", "*.yaml", ".yamllint", ".ansible-lint")]),
         Check("shellcheck", ["shellcheck", "--external-sources", *shell]),
+    ]
+    checks += [
+        Check("alert rules", [promtool, "check", "rules", *tracked("roles/prometheus/files/rules/*.yml")]),
+        Check("alert tests", [promtool, "test", "rules", *tracked("tests/alerts/*.yml")]),
     ]
     checks += [
         Check(f"syntax {name}", ["ansible-playbook", "--syntax-check", name])

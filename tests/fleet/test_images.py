@@ -24,7 +24,7 @@ PROGRAMS = {
         "usr/sbin/pgbouncer",
         "usr/sbin/rabbitmq-server",
     ),
-    "ops": ("usr/bin/docker-registry", "usr/sbin/haproxy"),
+    "ops": ("usr/bin/docker-registry", "usr/bin/prometheus", "usr/bin/prometheus-alertmanager", "usr/sbin/haproxy"),
 }
 OWN_FOLDERS = ("etc", "home", "opt", "root", "srv", "usr/local", "var")
 DATA_FOLDERS = (
@@ -34,6 +34,7 @@ DATA_FOLDERS = (
     "var/lib/docker-registry",
     "var/lib/etcd",
     "var/lib/postgresql",
+    "var/lib/prometheus",
     "var/lib/rabbitmq",
     "var/lib/valkey",
     "var/log",

@@ -16,7 +16,11 @@ from tests.inventory.conftest import ROOT, Inventory
 CASES: dict[str, list[dict[str, Any]]] = yaml.safe_load(Path(__file__).with_name("refusals.yml").read_text())
 NAMES = [f"{role} {number}" for role, cases in CASES.items() for number in range(len(cases))]
 # Where a role's rules look at their own host, it is one that has the role.
-HOSTS = {"app1": ["host_proxy", "podman", "service"], "edge1": ["haproxy", "keepalived"], "ops1": ["registry"]}
+HOSTS = {
+    "app1": ["host_proxy", "podman", "service"],
+    "edge1": ["haproxy", "keepalived"],
+    "ops1": ["registry", "prometheus", "alertmanager"],
+}
 FACTS = {
     "distribution": "Debian",
     "distribution_major_version": "13",

@@ -31,7 +31,7 @@ def test_status_names_every_host_and_who_leads(site: Site) -> None:
     """One page, from the parts themselves."""
     shown = freehold("status")
     assert [host for host in site.addresses if host not in shown] == []
-    for part in ("PostgreSQL", "Valkey", "RabbitMQ", site.vip):
+    for part in ("PostgreSQL", "Valkey", "RabbitMQ", "who hears of alerts", site.vip):
         assert part in shown
 
 

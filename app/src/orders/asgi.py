@@ -94,6 +94,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
                 CustomerController,
                 LedgerController,
                 OrderController,
+                PageController,
                 ProfileController,
             ),
             *(livez, readyz, figures),

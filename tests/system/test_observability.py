@@ -1,0 +1,137 @@
+"""Prometheus sees every part, its rules can be evaluated, and people hear of a fault and of its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import watch
+from tests.support.site import HostError, Site
+from tests.support.watch import Message
+
+JOBS = {
+    "node": ["all"],
+    "haproxy": ["edge"],
+    "host_proxy": ["app", "identity", "registry"],
+    "etcd": ["etcd"],
+    "patroni": ["postgres"],
+    "rabbitmq": ["rabbitmq"],
+    "rabbitmq_queues": ["rabbitmq"],
+    "prometheus": ["prometheus"],
+    "alertmanager": ["alertmanager"],
+}
+SERVICES = ("orders-api", "orders-worker")
+# Two scrapes, for a target that was just there.
+SEEN_SECONDS = 35
+# A scrape that fails, the half minute that the alert waits, an evaluation, a message.
+TOLD_SECONDS = 75
+
+
+def expected(site: Site) -> set[tuple[str, str]]:
+    """Return each job, or service, with each host of it."""
+    hosts = {job: {h for g in groups for h in site.groups.get(g, site.addresses)} for job, groups in JOBS.items()}
+    pairs = {(job, host) for job, found in hosts.items() for host in found}
+    return pairs | {(service, host) for service in SERVICES for host in site.groups["app"]}
+
+
+def test_every_target_is_up(site: Site) -> None:
+    """On each Prometheus: all that the platform runs, each of it asked, none unknown, and nothing else."""
+
+    def complaints() -> list[str]:
+        said = []
+        for server in site.groups["prometheus"]:
+            targets = watch.ask(site, "targets?state=active", server)["activeTargets"]
+            found = {(t["labels"].get("service", t["labels"]["job"]), t["labels"]["instance"]): t for t in targets}
+            said += [f"{server}: {pair} is expected or found alone" for pair in set(found) ^ expected(site)]
+            said += [f"{server}: {p} {t['health']}: {t['lastError']}" for p, t in found.items() if t["health"] != "up"]
+        return said
+
+    watch.wait_for(complaints, SEEN_SECONDS)
+
+
+def test_every_rule_is_evaluated_without_error(site: Site) -> None:
+    """Also those that promtool cannot judge, as they meet the figures of real servers."""
+
+    def complaints() -> list[str]:
+        groups = watch.ask(site, "rules")["groups"]
+        rules = [rule for group in groups for rule in group["rules"]]
+        bad = [f"{rule['name']}: {rule['health']}: {rule.get('lastError')}" for rule in rules if rule["health"] != "ok"]
+        return bad if rules else ["no rule is known"]
+
+    watch.wait_for(complaints, SEEN_SECONDS)
+
+
+# One figure for each alert, so that none is quiet only because what it asks for does not exist.
+@pytest.mark.parametrize(
+    "figure",
+    [
+        "node_filesystem_avail_bytes",
+        'node_network_address_info{held="vip"}',
+        "etcd_server_has_leader",
+        "etcd_disk_wal_fsync_duration_seconds_bucket",
+        "patroni_primary == 1",
+        "patroni_quorum_standby == 1",
+        "postgres:replication_lag:bytes",
+        'queue:consumers:max{queue=~"intake-[0-9]+"} > 0',
+        'queue:messages:max{queue="intake-dead"}',
+        "rabbitmq_alarms_free_disk_space_watermark",
+        "rabbitmq_alarms_memory_used_watermark",
+        'haproxy_server_status{job="haproxy", state="UP"} == 1',
+        'orders_http_request_seconds_bucket{le="0.1"}',
+        'orders_settlement_lag_seconds_bucket{le="1.0"}',
+        "orders_worker_paused",
+        "prometheus_notifications_alertmanagers_discovered > 0",
+        "prometheus_rule_evaluation_failures_total",
+        "alertmanager_notifications_failed_total",
+    ],
+)
+def test_what_alerts_ask_for_is_there(site: Site, figure: str) -> None:
+    """By its name and labels, from the servers as they run."""
+    watch.wait_for(lambda: [] if watch.query(site, figure) else [f"{figure}: nothing"], SEEN_SECONDS)
+
+
+def test_only_prometheus_is_told_figures(site: Site) -> None:
+    """Another certificate of the same authority is turned away by the exporter, another host by the firewall."""
+    server, other = site.groups["prometheus"][0], site.groups["app"][0]
+    for host, port in ((other, 9100), (site.groups["edge"][0], 8405), (site.groups["alertmanager"][0], 9093)):
+        address = f"https://{site.addresses[host]}:{port}/metrics"
+        assert "# HELP" in site.ask(server, watch.curl("prometheus", address))
+        for asker in (server, other):
+            try:
+                answer = site.ask(asker, watch.curl("host_proxy", address))
+            except HostError:
+                continue
+            assert "# HELP" not in answer
+
+
+@pytest.fixture
+def told(site: Site) -> Iterator[list[Message]]:
+    """Return the messages of Alertmanager, which for this test has a receiver and little patience."""
+    with watch.receiver(site) as (url, messages):
+        watch.configure_alertmanager(
+            alertmanager_receivers=[{"name": "test", "severities": ["critical", "warning"], "webhook_url": url}],
+            alertmanager_group_wait="1s",
+            alertmanager_group_interval="2s",
+        )
+        try:
+            yield messages
+        finally:
+            watch.configure_alertmanager()
+
+
+def test_people_hear_of_a_fault_and_of_its_end(site: Site, told: list[Message]) -> None:
+    """An exporter that stops is told of once, by its name, and called off when it is back."""
+    host, unit = site.groups["edge"][-1], "prometheus-node-exporter"
+
+    def heard(status: str) -> list[dict[str, str]]:
+        alerts = [alert for message in told for alert in message["alerts"]]
+        labels = {"alertname": "TargetDown", "job": "node", "instance": host}
+        return [a for a in alerts if a["status"] == status and labels.items() <= a["labels"].items()]
+
+    site.ask(host, f"sudo systemctl stop {unit}")
+    try:
+        watch.wait_for(lambda: [] if heard("firing") else [f"nobody heard of {host}: {told}"], TOLD_SECONDS, 0.5)
+    finally:
+        site.ask(host, f"sudo systemctl start {unit}")
+    watch.wait_for(lambda: [] if heard("resolved") else [f"nobody called {host} off: {told}"], TOLD_SECONDS, 0.5)
