@@ -44,13 +44,6 @@ QUEUE_ARGUMENTS = {
     "x-delivery-limit": -1,
     "x-dead-letter-exchange": "dead-letters",
 }
-EVENTS = "events"
-STREAM_ARGUMENTS = {
-    "x-queue-type": "stream",
-    "x-max-age": "7D",
-    "x-max-length-bytes": 134217728,
-    "x-stream-max-segment-size-bytes": 16777216,
-}
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = START_SECONDS) -> None:
@@ -403,7 +396,7 @@ class RabbitMQ:
             f'rabbit_auth_backend_internal:add_user(<<"orders">>, <<"{PASSWORD}">>, <<"tests">>),'
             "P = fun(User, Configure, Write, Read) -> rabbit_auth_backend_internal:set_permissions("
             'User, <<"orders">>, Configure, Write, Read, <<"tests">>) end,'
-            'P(<<"orders">>, <<"^$">>, <<"^(amq\\.default|events)$">>, <<"^(intake-([123]|dead)|events)$">>),'
+            'P(<<"orders">>, <<"^$">>, <<"^amq\\.default$">>, <<"^intake-([123]|dead)$">>),'
             'P(<<"guest">>, <<".*">>, <<".*">>, <<".*">>).',
         )
         for port, queue in zip(self.ports, QUEUES, strict=True):
@@ -414,9 +407,6 @@ class RabbitMQ:
                     arguments = {"x-queue-type": "quorum", "x-delivery-limit": -1}
                     channel.queue_declare(DEAD_QUEUE, durable=True, arguments=arguments)
                     channel.queue_bind(DEAD_QUEUE, "dead-letters")
-                    channel.exchange_declare(EVENTS, "topic", durable=True)
-                    channel.queue_declare(EVENTS, durable=True, arguments=STREAM_ARGUMENTS)
-                    channel.queue_bind(EVENTS, EVENTS, "#")
                 channel.queue_declare(queue, durable=True, arguments=QUEUE_ARGUMENTS)
 
     @staticmethod
@@ -462,20 +452,6 @@ class RabbitMQ:
             channel = connection.channel()
             while (message := channel.basic_get(queue, auto_ack=True))[0] is not None:
                 found.append(message[2])
-        return found
-
-    def events(self) -> list[tuple[pika.BasicProperties, bytes]]:
-        """Return all that the stream of events has by now, in its order."""
-        found: list[tuple[pika.BasicProperties, bytes]] = []
-        with self.connect() as connection:
-            channel = connection.channel()
-            channel.basic_qos(prefetch_count=1000)
-            begin = {"x-stream-offset": "first"}
-            for method, properties, body in channel.consume(EVENTS, arguments=begin, inactivity_timeout=1):
-                if method is None:
-                    break
-                channel.basic_ack(method.delivery_tag)
-                found.append((properties, body))
         return found
 
     def remove(self) -> None:

@@ -51,6 +51,3 @@ SETTLEMENT_LAG = Histogram(
     buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0),
 )
 WORKER_PAUSED = Gauge("orders_worker_paused", "Whether the worker waits for the database and consumes nothing.")
-
-OUTBOX_AGE = Gauge("orders_outbox_age_seconds", "Age of the oldest event that is not relayed yet; 0: there is none.")
-EVENTS_RELAYED = Counter("orders_events_relayed", "Events that the brokers' stream has, as this worker brought them.")

@@ -77,9 +77,7 @@ options:
     elements: dict
     default: []
   queues:
-    description:
-      - Queues, each with C(vhost), C(name) and C(host), the host that its leader belongs to (may be empty), and where they are
-        not quorum queues with C(type); C(arguments) are further ones.
+    description: Quorum queues, each with C(vhost), C(name) and C(host), the host that its leader belongs to (may be empty).
     type: list
     elements: dict
     default: []
@@ -282,7 +280,7 @@ class Definitions:
                 "name": queue["name"],
                 "durable": True,
                 "auto_delete": False,
-                "arguments": {"x-queue-type": queue.get("type") or "quorum", **(queue.get("arguments") or {})},
+                "arguments": {"x-queue-type": "quorum"},
             }
             if not self._differs(present, "queues", entry, key=("vhost", "name"), label="queue", fixed=True):
                 continue

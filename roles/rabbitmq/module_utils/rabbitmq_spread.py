@@ -23,7 +23,6 @@ from typing import Any
 
 CONTROL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
 QUEUES = "/usr/lib/rabbitmq/bin/rabbitmq-queues"
-STREAMS = "/usr/lib/rabbitmq/bin/rabbitmq-streams"
 
 
 class ApiError(Exception):
@@ -66,10 +65,10 @@ class Api:
         """Return what a GET answers."""
         return self.call("GET", *path, query=query)
 
-    def replicated_queues(self, vhost: str) -> list[Queue]:
-        """Return the quorum queues and streams of a virtual host."""
+    def quorum_queues(self, vhost: str) -> list[Queue]:
+        """Return the quorum queues of a virtual host."""
         listed = self.get("queues", vhost, query="?disable_stats=true&enable_queue_totals=true")
-        return [Queue.parse(entry) for entry in listed if entry.get("type") in {"quorum", "stream"}]
+        return [Queue.parse(entry) for entry in listed if entry.get("type") == "quorum"]
 
     def running_nodes(self) -> set[str]:
         """Return the names of the nodes that are up."""
@@ -82,11 +81,10 @@ class Api:
 
 @dataclasses.dataclass(frozen=True)
 class Queue:
-    """Where the members of a quorum queue or a stream are."""
+    """Where the members of a quorum queue are."""
 
     vhost: str
     name: str
-    kind: str
     leader: str
     members: frozenset[str]
     online: frozenset[str]
@@ -97,7 +95,6 @@ class Queue:
         return cls(
             vhost=entry["vhost"],
             name=entry["name"],
-            kind=entry["type"],
             leader=entry.get("leader") or "",
             members=frozenset(entry.get("members") or ()),
             online=frozenset(entry.get("online") or ()),
@@ -165,7 +162,7 @@ def main() -> int:
         config["address"], config["port"], user=config["user"], password=config["password"], ca_file=config["ca_file"]
     )
     try:
-        queues = [queue for vhost in config["vhosts"] for queue in api.replicated_queues(vhost)]
+        queues = [queue for vhost in config["vhosts"] for queue in api.quorum_queues(vhost)]
         if arguments.show:
             own = {(queue["vhost"], queue["name"]): queue["node"] for queue in config["queues"]}
             shown = [
@@ -182,11 +179,10 @@ def main() -> int:
             return 0
         joins = to_join(queues, node)
         for queue in joins:
-            add = (STREAMS, "add_replica") if queue.kind == "stream" else (QUEUES, "add_member")
-            run(*add, "--vhost", queue.vhost, queue.name, node)
+            run(QUEUES, "add_member", "--vhost", queue.vhost, queue.name, node)
             print(f"<5>{queue.name}: {node} became a member", flush=True)
         if joins:
-            queues = [queue for vhost in config["vhosts"] for queue in api.replicated_queues(vhost)]
+            queues = [queue for vhost in config["vhosts"] for queue in api.quorum_queues(vhost)]
         mine = [(queue["vhost"], queue["name"]) for queue in config["queues"] if queue["node"] == node]
         if any(queue.leader != node and (queue.vhost, queue.name) in mine for queue in queues):
             moves = to_lead(queues, node, mine, api.running_nodes())

@@ -52,26 +52,6 @@ def take(
     raise AssertionError(f"{queue} does not give {body!r} back")
 
 
-def keeps(connection: pika.BlockingConnection) -> None:
-    """Raise unless an event is read twice, by one reader after the other."""
-    channel = connection.channel()
-    channel.confirm_delivery()
-    body = f"verify {uuid.uuid4()}".encode()
-    channel.basic_publish("events", "order.settled", body, pika.BasicProperties(delivery_mode=2), mandatory=True)
-    for reader in ("first", "second"):
-        channel = connection.channel()
-        channel.basic_qos(prefetch_count=100)
-        end = time.monotonic() + 15
-        for method, _, found in channel.consume("events", arguments={"x-stream-offset": "first"}, inactivity_timeout=1):
-            if method:
-                channel.basic_ack(method.delivery_tag)
-            if found == body:
-                break
-            if time.monotonic() > end:
-                raise AssertionError(f"the {reader} reader does not get {body!r}")
-        channel.cancel()
-
-
 def refused(connection: pika.BlockingConnection, what: str, act: Callable[[BlockingChannel], object]) -> None:
     """Raise unless the broker answers an act with ACCESS_REFUSED."""
     channel = connection.channel()
@@ -112,12 +92,10 @@ def main() -> int:
         if properties.headers["x-death"][0]["queue"] != queue:
             raise AssertionError(f"{queue}: dead letter says {properties.headers['x-death']}")
         channel.basic_ack(method.delivery_tag)
-    keeps(connection)
     refused(connection, "declaring a queue", lambda channel: channel.queue_declare("intake-9"))
     refused(connection, "deleting a queue", lambda channel: channel.queue_delete("intake-1"))
     refused(connection, "deleting the dead letters", lambda channel: channel.queue_delete("intake-dead"))
     refused(connection, "another exchange", lambda channel: channel.basic_publish("amq.fanout", "", b""))
-    refused(connection, "deleting the stream", lambda channel: channel.queue_delete("events"))
     refused(connection, "binding", lambda channel: channel.queue_bind("intake-1", "amq.topic", "#"))
     connection.close()
     for user, secret, vhost in (("orders", password, "/"), ("orders", "wrong", "orders"), ("guest", "guest", "orders")):

@@ -1,1 +1,0 @@
-"""What happens to orders, told to whoever listens."""
