@@ -11,14 +11,15 @@ DEFAULT_RETRIES = 1
 def edge_routes(services: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a route for each entry of `services[].routes`: what it matches and the backend that it leads to.
 
-    A route that names a host comes before one that does not, then the longer path, then the one that names a method: so the
-    first that matches is the most specific.
+    A route that names a host comes before one that does not, then the longer path, then the one that names an end, then the one
+    that names a method: so the first that matches is the most specific.
     """
     routes = [
         {
             "service": str(service["name"]),
             "host": str(route.get("host") or "").lower(),
             "path": str(route["path"]),
+            "end": str(route.get("end") or ""),
             "method": str(route.get("method") or "").upper(),
             "backend": _backend(service, route),
         }
@@ -27,7 +28,10 @@ def edge_routes(services: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
     return sorted(
         routes,
-        key=lambda route: (not route["host"], -len(route["path"]), not route["method"], route["host"], route["path"]),
+        key=lambda route: (
+            *(not route["host"], -len(route["path"]), -len(route["end"]), not route["method"]),
+            *(route["host"], route["path"], route["end"]),
+        ),
     )
 
 
