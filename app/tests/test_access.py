@@ -58,6 +58,8 @@ ROUTES = {
     ("POST", "/v1/orders"): Row(Access.CUSTOMER, 202),
     ("GET", "/v1/orders"): Row(Access.CUSTOMER),
     ("GET", "/v1/orders/{order_id}"): Row(EITHER),
+    ("GET", "/v1/orders/{order_id}/events"): Row(EITHER),
+    ("GET", "/v1/events"): Row(EITHER),
 }
 BODIES: dict[tuple[str, str], dict[str, object]] = {
     ("POST", "/v1/orders"): {"lines": [{"sku": "P-00023", "quantity": 1}]},
@@ -183,7 +185,8 @@ def call(client: httpx.Client, route: tuple[str, str], order: str, authorization
     headers = {"Idempotency-Key": "matrix", "If-Match": "*"} if body else {}
     if authorization is not None:
         headers["Authorization"] = authorization
-    return client.request(method, path, json=body, headers=headers)
+    parameters = {"wait": "false"} if path.endswith("/events") else {}  # a stream that ends
+    return client.request(method, path, json=body, headers=headers, params=parameters)
 
 
 def reads(api: Api) -> float:

@@ -1,6 +1,8 @@
 """The one place where the service is put together."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from litestar import Litestar, Router
@@ -15,6 +17,9 @@ from orders.access.tokens import Tokens
 from orders.catalogue.controller import CatalogueController
 from orders.catalogue.service import Catalogue
 from orders.database import Database
+from orders.events.controller import EventController
+from orders.events.service import Events
+from orders.events.stream import Hub
 from orders.health import figures, livez, readyz
 from orders.hints import Hints
 from orders.instrument import Instrument
@@ -28,6 +33,14 @@ from orders.settings import Settings
 
 def _shared(part: object) -> Provide:
     return Provide(lambda: part, sync_to_thread=False)
+
+
+def _at_sigterm(act: Callable[[], None]) -> None:
+    """Have something done on SIGTERM, beside what the server does: it waits for requests to end, and streams never would."""
+    loop = asyncio.get_running_loop()
+    # The event loop hears of a signal by its wake-up file, whatever this handler is.
+    signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(act))
+    signal.siginterrupt(signal.SIGTERM, False)
 
 
 def create_app(settings: Settings | None = None) -> Instrument:
@@ -44,20 +57,30 @@ def create_app(settings: Settings | None = None) -> Instrument:
     publisher = Publisher(settings)
     orders = Orders(Identities(settings.hmac_keys()), publisher, hints, database)
     catalogue = Catalogue(database, hints)
+    hub = Hub(settings)
 
     @asynccontextmanager
     async def connections(_app: Litestar) -> AsyncIterator[None]:
         hints.start()
         keys.start()
         publisher.start()
+        _at_sigterm(hub.drain)
         yield
+        await hub.stop()
         await publisher.stop()
         await keys.stop()
         await hints.stop()
 
-    parts = {"catalogue": catalogue, "orders": orders, "publisher": publisher, "database": database, "keys": keys}
+    parts = {
+        "catalogue": catalogue,
+        "orders": orders,
+        "events": Events(hub, orders, database),
+        "publisher": publisher,
+        "database": database,
+        "keys": keys,
+    }
     app = Litestar(
-        route_handlers=[CatalogueController, OrderController, livez, readyz, figures],
+        route_handlers=[CatalogueController, OrderController, EventController, livez, readyz, figures],
         dependencies={name: _shared(part) for name, part in parts.items()}
         | {"caller": Provide(provide_caller, sync_to_thread=False)},
         guards=[Guard(Tokens(settings, keys))],
