@@ -45,6 +45,8 @@ QUEUE_ARGUMENTS = {
     "x-dead-letter-exchange": "dead-letters",
 }
 
+STREAM_LIMITS = {"max-age": "7D", "max-length-bytes": 536870912, "stream-max-segment-size-bytes": 33554432}
+
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = START_SECONDS) -> None:
     """Return once the condition holds; fail after some seconds, naming what did not come."""
@@ -396,9 +398,10 @@ class RabbitMQ:
             f'rabbit_auth_backend_internal:add_user(<<"orders">>, <<"{PASSWORD}">>, <<"tests">>),'
             "P = fun(User, Configure, Write, Read) -> rabbit_auth_backend_internal:set_permissions("
             'User, <<"orders">>, Configure, Write, Read, <<"tests">>) end,'
-            'P(<<"orders">>, <<"^$">>, <<"^amq\\.default$">>, <<"^intake-([123]|dead)$">>),'
+            'P(<<"orders">>, <<"^$">>, <<"^(amq\\.default|events)$">>, <<"^(intake-([123]|dead)|events)$">>),'
             'P(<<"guest">>, <<".*">>, <<".*">>, <<".*">>).',
         )
+        self.ctl("set_policy", "-p", "orders", "events", "^events$", json.dumps(STREAM_LIMITS), "--apply-to", "streams")
         for port, queue in zip(self.ports, QUEUES, strict=True):
             with self.connect(port) as connection:
                 channel = connection.channel()
@@ -407,6 +410,9 @@ class RabbitMQ:
                     arguments = {"x-queue-type": "quorum", "x-delivery-limit": -1}
                     channel.queue_declare(DEAD_QUEUE, durable=True, arguments=arguments)
                     channel.queue_bind(DEAD_QUEUE, "dead-letters")
+                    channel.exchange_declare("events", "topic", durable=True)
+                    channel.queue_declare("events", durable=True, arguments={"x-queue-type": "stream"})
+                    channel.queue_bind("events", "events", "#")
                 channel.queue_declare(queue, durable=True, arguments=QUEUE_ARGUMENTS)
 
     @staticmethod

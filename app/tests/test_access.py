@@ -76,6 +76,8 @@ ROUTES = {
     ("POST", "/v1/orders/{order_id}/delivery"): Row(Access.OPERATOR, 409),
     ("GET", "/v1/accounts/{account}"): Row(EITHER),
     ("GET", "/v1/accounts/{account}/statement"): Row(EITHER),
+    ("GET", "/v1/orders/{order_id}/events"): Row(EITHER),
+    ("GET", "/v1/events"): Row(EITHER),
 }
 BODIES: dict[tuple[str, str], dict[str, object]] = {
     ("POST", "/v1/orders"): {"lines": [{"sku": "P-00023", "quantity": 1}]},
@@ -227,7 +229,8 @@ def call(client: httpx.Client, route: tuple[str, str], order: str, authorization
     method, path, body, headers = request(route, order)
     if authorization is not None:
         headers["Authorization"] = authorization
-    return client.request(method, path, json=body, headers=headers)
+    parameters = {"wait": "false"} if path.endswith("/events") else {}  # a stream that ends
+    return client.request(method, path, json=body, headers=headers, params=parameters)
 
 
 def reads(api: Api) -> float:

@@ -182,6 +182,41 @@ def test_what_is_only_added_to_is_never_emptied(connection: psycopg.Connection, 
             connection.execute(f"TRUNCATE {name}")
 
 
+def test_a_worker_makes_the_months_that_are_missing(workers: Workers, connection: psycopg.Connection) -> None:
+    workers.stop()
+    query = "SELECT count(*) FROM pg_inherits WHERE inhparent IN ('event'::regclass, 'ledger_entry'::regclass)"
+    assert connection.execute(query).fetchone() == (6,)
+    for table in ("event", "ledger_entry"):
+        row = connection.execute(
+            "SELECT max(inhrelid::regclass::text) FROM pg_inherits WHERE inhparent = %s::regclass", (table,)
+        ).fetchone()
+        assert row is not None
+        connection.execute(f"DROP TABLE {row[0]}")
+    workers.start()
+    wait_until(lambda: connection.execute(query).fetchone() == (6,), "the months", 10)
+
+
+def test_a_stock_is_what_was_counted_and_moved_less_what_is_sold(
+    api: Api, worker: Workers, products: Products, connection: psycopg.Connection, name: str
+) -> None:
+    address = settled(api, products, name, 4)
+    place = f"/v1/products/{products.prefix}A/stock"
+    for method, body in (("PATCH", {"change": 5}), ("PUT", {"quantity": 3}), ("PATCH", {"change": -1})):
+        assert api.client.request(method, place, json=body).status_code == 200
+    assert api.client.request("PATCH", place, json={"change": -9}).status_code == 409
+    query = (
+        "SELECT (SELECT array_agg(change ORDER BY id) FROM stock_change WHERE sku = %(sku)s),"
+        " (SELECT sum(change) FROM stock_change WHERE sku = %(sku)s) - coalesce((SELECT sum(l.quantity) FROM order_line l"
+        " JOIN orders o ON o.id = l.order_id WHERE l.sku = %(sku)s AND o.state IN ('settled', 'shipped', 'delivered')), 0)"
+    )
+    sku = {"sku": f"{products.prefix}A"}
+    assert connection.execute(query, sku).fetchone() == ([10, 5, -8, -1], 2)
+    assert pieces(connection, products) == 2
+    assert api.client.post(f"{address}/cancellation").status_code == 200
+    assert connection.execute(query, sku).fetchone() == ([10, 5, -8, -1], 6)
+    assert pieces(connection, products) == 6
+
+
 def test_an_account_says_what_is_owed_and_its_statement_why(
     api: Api, worker: Workers, products: Products, name: str
 ) -> None:

@@ -47,6 +47,7 @@ def test_no_request_breaks_the_interface_or_gets_an_undocumented_answer(
             *(f"--checks={checks}", "--phases=examples,coverage,fuzzing", "--max-examples=150", "--no-color"),
             *(
                 "--request-timeout=5",
+                "--exclude-path-regex=/events$",  # which do not end: test_streams.py asks them
                 f"--include-path-regex={paths}",
                 "--seed=1",
                 "--generation-database=none",

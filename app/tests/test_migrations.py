@@ -104,7 +104,11 @@ def test_what_ran_before_a_migration_runs_after_it(platform: Platform, name: str
     settings = Settings.from_environment({**platform.environment, "ORDERS_DATABASE_URL": url})
     with connect_as_owner(settings) as owner:
         apply(owner, load()[:2])
-        assert owner.execute(SEED, (3, 5)).rowcount == 3
+        owner.execute(
+            "INSERT INTO product (sku, name, price_cents, currency)"
+            " SELECT 'P-0000' || n, 'Product ' || n, 100 + n * 37, 'EUR' FROM generate_series(1, 3) n"
+        )
+        owner.execute("INSERT INTO stock (sku, quantity) SELECT sku, 5 FROM product")
         apply(owner, load())
         history = owner.execute("SELECT sku, version, price_cents, currency FROM product_price ORDER BY sku").fetchall()
         assert owner.execute(SEED, (4, 5)).rowcount == 1

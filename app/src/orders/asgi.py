@@ -1,6 +1,8 @@
 """The one place where the service is put together."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from litestar import Litestar, Router
@@ -21,6 +23,9 @@ from orders.catalogue.service import Catalogue
 from orders.customers.controller import CustomerController, ProfileController
 from orders.customers.service import Profiles
 from orders.database import Database
+from orders.events.controller import EventController
+from orders.events.service import Events
+from orders.events.stream import Hub
 from orders.health import figures, livez, readyz
 from orders.hints import Hints
 from orders.instrument import Instrument
@@ -38,6 +43,14 @@ from orders.web.pages import PageController
 
 def _shared(part: object) -> Provide:
     return Provide(lambda: part, sync_to_thread=False)
+
+
+def _at_sigterm(act: Callable[[], None]) -> None:
+    """Have something done on SIGTERM, beside what the server does: it waits for requests to end, and streams never would."""
+    loop = asyncio.get_running_loop()
+    # The event loop hears of a signal by its wake-up file, whatever this handler is.
+    signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(act))
+    signal.siginterrupt(signal.SIGTERM, False)
 
 
 def create_app(settings: Settings | None = None) -> Instrument:
@@ -60,6 +73,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
     orders = Orders(identities, publisher, hints, database)
     catalogue = Catalogue(database, hints)
     profiles = Profiles(database, sealer(settings))
+    hub = Hub(settings)
 
     @asynccontextmanager
     async def connections(_app: Litestar) -> AsyncIterator[None]:
@@ -68,7 +82,9 @@ def create_app(settings: Settings | None = None) -> Instrument:
         publisher.start()
         if sessions:
             sessions.start()
+        _at_sigterm(hub.drain)
         yield
+        await hub.stop()
         if sessions:
             await sessions.stop()
         await publisher.stop()
@@ -82,6 +98,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
         "profiles": profiles,
         "provider": provider,
         "sessions": sessions,
+        "events": Events(hub, orders, database),
         "publisher": publisher,
         "database": database,
         "keys": keys,
@@ -92,6 +109,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
                 BrowserController,
                 CatalogueController,
                 CustomerController,
+                EventController,
                 LedgerController,
                 OrderController,
                 PageController,

@@ -31,21 +31,25 @@ class Instrument:
             return
         started = perf_counter()
         status = 500
+        answered = 0.0
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
         REQUEST_ID.set(request_id.decode())
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
                 status = message["status"]
+                answered = perf_counter()
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id), _NO_SNIFFING]
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            self._observe(scope, status, perf_counter() - started)
+            # A stream is answered when it begins.
+            is_stream = scope.get("path_template", "").endswith("/events")
+            self._observe(scope, status, (answered if is_stream and answered else perf_counter()) - started)
 
     def _observe(self, scope: Any, status: int, seconds: float) -> None:  # noqa: ANN401
         # By route template: a label for each path would be a label for each client's fancy.

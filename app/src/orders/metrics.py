@@ -50,4 +50,11 @@ SETTLEMENT_LAG = Histogram(
     "Time from an order's acceptance to its settlement.",
     buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0),
 )
+OUTBOX_AGE = Gauge("orders_outbox_age_seconds", "Age of the oldest event that is not published; 0: all are.")
+EVENTS_RELAYED = Counter("orders_events_relayed", "Events that this worker published, those that came again too.")
+
+STREAMS = Gauge("orders_event_streams", "Clients that listen to events now.")
+STREAMS_ENDED = Counter("orders_event_streams_ended", "Streams to clients by why they ended.", ("why",))
+REPLAYS = Counter("orders_event_replays", "Streams that began with events read again.", ("source",))
+
 WORKER_PAUSED = Gauge("orders_worker_paused", "Whether the worker waits for the database and consumes nothing.")

@@ -15,8 +15,10 @@ WITH made AS (
     SELECT 'P-' || lpad(n::text, 5, '0'), 'Product ' || n, 100 + n * 37 %% 9900, 'EUR' FROM generate_series(1, %s) n
     ON CONFLICT DO NOTHING
     RETURNING sku
+), stocked AS (
+    INSERT INTO stock (sku, quantity) SELECT sku, %s FROM made RETURNING sku, quantity
 )
-INSERT INTO stock (sku, quantity) SELECT sku, %s FROM made
+INSERT INTO stock_change (sku, change, why) SELECT sku, quantity, 'opening' FROM stocked
 """
 
 _AT_ONCE = 1000

@@ -11,7 +11,8 @@ DEFAULT_RETRIES = 1
 def edge_routes(services: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a route for each entry of `services[].routes`: what it matches and the backend that it leads to.
 
-    A route that names a host comes before one that does not, then the longer path, then the one that is this path alone, then the one that names a method: so the first that matches is the most specific.
+    A route that names a host comes before one that does not, then the longer path, then the one that is this path alone, then the
+    one that names an end, then the one that names a method: so the first that matches is the most specific.
     """
     routes = [
         {
@@ -19,6 +20,7 @@ def edge_routes(services: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "host": str(route.get("host") or "").lower(),
             "path": str(route["path"]),
             "exact": bool(route.get("exact")),
+            "end": str(route.get("end") or ""),
             "method": str(route.get("method") or "").upper(),
             "backend": _backend(service, route),
         }
@@ -28,12 +30,8 @@ def edge_routes(services: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(
         routes,
         key=lambda route: (
-            not route["host"],
-            -len(route["path"]),
-            not route["exact"],
-            not route["method"],
-            route["host"],
-            route["path"],
+            *(not route["host"], -len(route["path"]), not route["exact"], -len(route["end"]), not route["method"]),
+            *(route["host"], route["path"], route["end"]),
         ),
     )
 

@@ -77,7 +77,8 @@ options:
     elements: dict
     default: []
   queues:
-    description: Quorum queues, each with C(vhost), C(name) and C(host), the host that its leader belongs to (may be empty).
+    description: Queues, each with C(vhost), C(name), C(host), the host that its leader belongs to (may be empty), and C(type),
+      quorum (if it is missing) or stream.
     type: list
     elements: dict
     default: []
@@ -280,7 +281,7 @@ class Definitions:
                 "name": queue["name"],
                 "durable": True,
                 "auto_delete": False,
-                "arguments": {"x-queue-type": "quorum"},
+                "arguments": {"x-queue-type": queue.get("type") or "quorum"},
             }
             if not self._differs(present, "queues", entry, key=("vhost", "name"), label="queue", fixed=True):
                 continue

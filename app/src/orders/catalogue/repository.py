@@ -1,5 +1,6 @@
 """All SQL of the catalogue."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import NamedTuple
 
@@ -44,6 +45,26 @@ WHERE active AND sku > %(after)s
             string_agg('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || ''':*', ' & '))
         FROM unnest(to_tsvector('simple', %(q)s))))
 ORDER BY sku LIMIT %(limit)s
+"""
+
+
+# Each notes what it changed: a stock is what was there, came and went, less what was sold.
+_COUNTED = """
+WITH before AS MATERIALIZED (
+    SELECT sku, quantity FROM stock WHERE sku = %(sku)s FOR UPDATE
+), noted AS (
+    INSERT INTO stock_change (sku, change, why) SELECT sku, %(quantity)s - quantity, 'counted' FROM before
+)
+UPDATE stock s SET quantity = %(quantity)s FROM before WHERE s.sku = before.sku RETURNING s.quantity
+"""
+_MOVED = """
+WITH moved AS (
+    UPDATE stock SET quantity = quantity + %(change)s
+    WHERE sku = %(sku)s AND quantity + %(change)s BETWEEN 0 AND %(most)s RETURNING sku, quantity
+), noted AS (
+    INSERT INTO stock_change (sku, change, why) SELECT sku, %(change)s, 'moved' FROM moved
+)
+SELECT quantity FROM moved
 """
 
 
@@ -96,28 +117,27 @@ class ProductRepository:
 
     async def has_stock(self, sku: str) -> bool:
         """Return whether there is any of a product."""
-        return await self._quantity("SELECT quantity FROM stock WHERE sku = %s AND quantity > 0", (sku,)) is not None
+        return (
+            await self._quantity("SELECT quantity FROM stock WHERE sku = %(sku)s AND quantity > 0", {"sku": sku})
+            is not None
+        )
 
     async def set_stock(self, sku: str, quantity: int) -> int | None:
         """Set how many pieces there are, and return it; none if there is no such product."""
-        return await self._quantity(
-            "INSERT INTO stock (sku, quantity) SELECT sku, %s FROM product WHERE sku = %s"
-            " ON CONFLICT (sku) DO UPDATE SET quantity = excluded.quantity RETURNING quantity",
-            (quantity, sku),
-        )
+        await self._have_stock(sku)
+        return await self._quantity(_COUNTED, {"sku": sku, "quantity": quantity})
 
     async def change_stock(self, sku: str, change: int) -> int | None:
         """Add pieces, or take them away, and return how many there are; none if there were too few or too many."""
+        await self._have_stock(sku)
+        return await self._quantity(_MOVED, {"sku": sku, "change": change, "most": MOST_STOCK})
+
+    async def _have_stock(self, sku: str) -> None:
         await self._connection.execute(
             "INSERT INTO stock (sku, quantity) SELECT sku, 0 FROM product WHERE sku = %s ON CONFLICT DO NOTHING", (sku,)
         )
-        return await self._quantity(
-            "UPDATE stock SET quantity = quantity + %s WHERE sku = %s AND quantity + %s BETWEEN 0 AND %s"
-            " RETURNING quantity",
-            (change, sku, change, MOST_STOCK),
-        )
 
-    async def _quantity(self, statement: str, parameters: tuple[object, ...]) -> int | None:
+    async def _quantity(self, statement: str, parameters: Mapping[str, object]) -> int | None:
         async with self._connection.cursor(row_factory=scalar_row) as cursor:
             await cursor.execute(statement, parameters)
             found: int | None = await cursor.fetchone()

@@ -13,6 +13,7 @@ from psycopg import AsyncConnection
 
 from orders import metrics
 from orders.database import deadline
+from orders.events.relay import Relay
 from orders.hints import DECISION_SECONDS, Hints, decision_hint
 from orders.ordering.identity import CONTENT_BYTES, content
 from orders.ordering.schemas import Order, OrderMessage
@@ -62,6 +63,7 @@ class Worker:
         self._settings = settings
         self._consumer = Consumer(settings)
         self._hints = Hints(settings)
+        self._relay = Relay(settings)
         self._stopping = asyncio.Event()
         self._connection: AsyncConnection | None = None
         self._paused = True
@@ -80,6 +82,7 @@ class Worker:
     async def run(self) -> None:
         """Work until told to stop."""
         self._hints.start()
+        self._relay.start()
         wait = FIRST_WAIT_SECONDS
         while not self._stopping.is_set():
             try:
@@ -98,6 +101,7 @@ class Worker:
             await self._sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
         await self._disconnect()
+        await self._relay.stop()
         await self._hints.stop()
 
     async def _work(self, batch: Sequence[Delivery]) -> None:
@@ -113,6 +117,7 @@ class Worker:
         with metrics.BATCH_SECONDS.time():
             decided = await self._hold([*orders.values()], dead)
         self._consumer.finish(batch, dead.values())
+        self._relay.poke()
         self._count(decided, duplicates=len(batch) - len(dead) - len(decided), batch=len(batch))
         owners = {message.id: message.customer_id.encode() for message, _ in orders.values()}
         # Only where there is none: an order may have been changed by now, which is noted there.

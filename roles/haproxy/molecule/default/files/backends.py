@@ -1,6 +1,7 @@
 """Two host proxies as the edge sees them, on the loopback: mTLS, and each does what a request's header asks of it.
 
-`X-Test: app1=503 app2=slow` makes app1 answer 503 and app2 wait longer than an attempt at order intake may last; `empty` closes the connection.
+`X-Test: app1=503 app2=slow` makes app1 answer 503 and app2 wait longer than an attempt at order intake may last; `empty` closes the connection,
+`stream` says something at once and again after three seconds.
 Every other answer is 200. The body is a JSON object that tells what arrived, and how often X-Test-Id arrived until now.
 """
 
@@ -40,6 +41,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         content = json.dumps(
             {"host": self.name, "headers": headers, "length": len(body), "client": subject, "arrivals": arrivals}
         ).encode()
+        if wish == "stream":
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"9\r\n: first\n\n\r\n")
+            time.sleep(3)
+            self.wfile.write(b"8\r\n: last\n\n\r\n0\r\n\r\n")
+            return
         self.send_response(int(wish) if wish.isdigit() else 200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))

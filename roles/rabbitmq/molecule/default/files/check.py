@@ -65,6 +65,24 @@ def refused(connection: pika.BlockingConnection, what: str, act: Callable[[Block
     raise AssertionError(f"{what} was not refused")
 
 
+def keeps_events(connection: pika.BlockingConnection) -> None:
+    """Raise unless an event is in the stream, and is still there for whoever reads it again."""
+    channel = connection.channel()
+    channel.confirm_delivery()
+    body = f"verify {uuid.uuid4()}".encode()
+    channel.basic_publish("events", "order.settled", body, pika.BasicProperties(delivery_mode=2), mandatory=True)
+    for _ in range(2):
+        reader = connection.channel()
+        reader.basic_qos(prefetch_count=10)
+        for method, _, found in reader.consume("events", arguments={"x-stream-offset": "first"}, inactivity_timeout=15):
+            if method is None:
+                raise AssertionError(f"events does not give {body!r}")
+            reader.basic_ack(method.delivery_tag)
+            if found == body:
+                break
+        reader.cancel()
+
+
 def main() -> int:
     """Check everything and say how often."""
     config = json.load(sys.stdin)
@@ -92,10 +110,12 @@ def main() -> int:
         if properties.headers["x-death"][0]["queue"] != queue:
             raise AssertionError(f"{queue}: dead letter says {properties.headers['x-death']}")
         channel.basic_ack(method.delivery_tag)
+    keeps_events(connection)
     refused(connection, "declaring a queue", lambda channel: channel.queue_declare("intake-9"))
     refused(connection, "deleting a queue", lambda channel: channel.queue_delete("intake-1"))
     refused(connection, "deleting the dead letters", lambda channel: channel.queue_delete("intake-dead"))
     refused(connection, "another exchange", lambda channel: channel.basic_publish("amq.fanout", "", b""))
+    refused(connection, "deleting the stream", lambda channel: channel.queue_delete("events"))
     refused(connection, "binding", lambda channel: channel.queue_bind("intake-1", "amq.topic", "#"))
     connection.close()
     for user, secret, vhost in (("orders", password, "/"), ("orders", "wrong", "orders"), ("guest", "guest", "orders")):

@@ -1,0 +1,1 @@
+"""What happens to orders: from the outbox to the exchange, and from the stream to clients."""
