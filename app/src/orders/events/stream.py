@@ -24,8 +24,6 @@ _LOG = logging.getLogger(__name__)
 MOST_LISTENERS = 500
 MOST_OF_ONE = 20
 MOST_WAITING = 256  # events that a client has not taken yet
-# The server takes what is sent whether or not the client does, so this is what a client that takes nothing can cost.
-MOST_BYTES = 2 * 1024 * 1024
 MOST_REPLAYS = 4
 REPLAY_SECONDS = 2.0  # so long a client waits for its turn to read again
 READY_SECONDS = 2.0
@@ -89,7 +87,6 @@ class Listener:
         self.interest = interest
         self.seen = seen
         self.why_over = ""
-        self._bytes = 0
         self._waiting: deque[Message] = deque()
         self._changed = asyncio.Event()
 
@@ -100,13 +97,6 @@ class Listener:
             self._changed.set()
             if len(self._waiting) > MOST_WAITING:
                 self.end("slow")
-
-    def has_enough(self, message: Message) -> bool:
-        """Note that an event was sent, and tell whether that is all for this stream."""
-        self._bytes += len(message.body)
-        if self._bytes > MOST_BYTES:
-            self.end("long")
-        return bool(self.why_over)
 
     def end(self, why: str) -> None:
         """Have the stream end; what waits is left, since the client comes again and asks for it."""
@@ -240,8 +230,6 @@ class Hub(Link):
             async with aclosing(self._missed(listener)) as missed:
                 async for message in missed:
                     yield listener.seen, message
-                    if listener.has_enough(message):
-                        break
             while wait and not listener.why_over:
                 heard = await listener.next()
                 if heard is not None:
@@ -250,8 +238,6 @@ class Hub(Link):
                     listener.seen = max(listener.seen, self._position)  # all before it was for others
                 if not listener.why_over:
                     yield listener.seen, heard
-                    if heard is not None and listener.has_enough(heard):
-                        break
             why = listener.why_over or "done"
         except UnavailableError:  # no broker any more; the answer has begun, so it just ends
             why = "lost"
