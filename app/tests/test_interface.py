@@ -1,6 +1,7 @@
 """The interface against its own OpenAPI document, by requests that nobody would think of."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 from service import Api, Platform
 
 SECONDS = 120
+ATTEMPTS = 3
 
 
 @pytest.fixture
@@ -34,6 +36,7 @@ def apart(platform: Platform) -> Iterator[Api]:
         ("customer", "^/v1/me"),
         ("operator", "^/v1/products"),
         ("operator", "^/v1/customers"),
+        ("operator", "^/v1/(accounts/|orders/)"),
     ],
 )
 def test_no_request_breaks_the_interface_or_gets_an_undocumented_answer(
@@ -41,26 +44,32 @@ def test_no_request_breaks_the_interface_or_gets_an_undocumented_answer(
 ) -> None:
     api: Api = request.getfixturevalue("apart" if "products" in paths else "api")
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "schemathesis.cli", "run", f"{api.url}/v1/schema/openapi.json"),
-            *(f"--checks={checks}", "--phases=examples,coverage,fuzzing", "--max-examples=150", "--no-color"),
-            *(
-                "--request-timeout=5",
-                "--exclude-path-regex=/events$",  # which do not end: test_streams.py asks them
-                f"--include-path-regex={paths}",
-                "--seed=1",
-                "--generation-database=none",
-            ),
-            f"--header=Authorization: {api.bearer('c1', role)['Authorization']}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-        env={**os.environ, "HOME": "/tmp"},  # noqa: S108
-        cwd="/tmp",  # noqa: S108
-    )
+    command = [
+        *(sys.executable, "-m", "schemathesis.cli", "run", f"{api.url}/v1/schema/openapi.json"),
+        *(f"--checks={checks}", "--phases=examples,coverage,fuzzing", "--max-examples=150", "--no-color"),
+        *(
+            "--request-timeout=5",
+            "--exclude-path-regex=/events$",  # which do not end: test_streams.py asks them
+            f"--include-path-regex={paths}",
+            "--seed=1",
+            "--generation-database=none",
+        ),
+        f"--header=Authorization: {api.bearer('c1', role)['Authorization']}",
+    ]
+    for _ in range(ATTEMPTS):
+        result = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+            env={**os.environ, "HOME": "/tmp"},  # noqa: S108
+            cwd="/tmp",  # noqa: S108
+        )
+        # A stall of the machine's makes a documented 503, which is none of what is looked for; any other finding stays one.
+        found = set(re.findall(r"^ *\[(\d{3})\] ", result.stdout, re.MULTILINE))
+        if result.returncode == 0 or found != {"503"}:
+            break
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
 
 

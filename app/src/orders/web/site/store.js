@@ -231,15 +231,12 @@ function watch(order) {
   const events = new EventSource(`${address}/events`);
   const take = (event) => {
     if (!event.data) return;
-    const told = JSON.parse(event.data);
+    const { data: told } = JSON.parse(event.data);
     showOrder(told);
     if (told.state !== "accepted") showHistory();
     if (WRONG.includes(told.state) || told.state === "delivered") events.close();
   };
-  for (const state of [...STEPS, ...WRONG]) {
-    for (const name of [state, `order.${state}`]) events.addEventListener(name, take);
-  }
-  events.addEventListener("message", take);
+  for (const state of [...STEPS, ...WRONG]) events.addEventListener(`order.${state}`, take);
   // Where there is no such stream, or no longer: ask. A stream that only paused comes back by itself, but an order is seen moving.
   events.addEventListener("error", () => {
     if (events.readyState !== EventSource.CLOSED) return;
