@@ -74,6 +74,12 @@ def _partitions(settings: Settings, arguments: argparse.Namespace) -> None:
         sys.exit(1)
 
 
+def _check(settings: Settings, arguments: argparse.Namespace) -> None:
+    from orders.check import run  # noqa: PLC0415
+
+    run(settings, arguments)
+
+
 def _at_least(least: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -129,6 +135,15 @@ def main() -> None:
     )
     parting.add_argument("--keep-months", type=_at_least(1), required=True, metavar="N")
     parting.set_defaults(run=_partitions)
+    checking = commands.add_parser("check", help="see whether all that is written down fits together; 1: it does not")
+    checking.add_argument(
+        "--accepted", metavar="FILE", help="identifiers of orders, one a line, none of which may be lost"
+    )
+    checking.add_argument(
+        "--outbox-seconds", type=_at_least(0), default=60, metavar="N", help="within which events are published"
+    )
+    checking.add_argument("--no-dead-letters", action="store_true", help="take a dead letter for a failure")
+    checking.set_defaults(run=_check)
     _add_dead_letters(commands.add_parser("dead-letters", help="decide on messages that settled no order"))
     arguments = parser.parse_args()
     try:
