@@ -267,9 +267,10 @@ def skus(api: Api, **parameters: object) -> list[str]:
 class Workers:
     """The worker, when a test wants it."""
 
-    def __init__(self, platform: Platform, port: int = 8101) -> None:
+    def __init__(self, platform: Platform, port: int = 8101, **environment: str) -> None:
         self.port = port
         self._platform = platform
+        self._environment = environment
         self._process: Process | None = None
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=5)
 
@@ -282,7 +283,7 @@ class Workers:
     def start(self, *, wait: bool = True) -> None:
         """Have one, and wait until it is ready."""
         if self._process is None or not self._process.running:
-            self._process = self._platform.run("worker", ORDERS_WORKER_PORT=str(self.port))
+            self._process = self._platform.run("worker", ORDERS_WORKER_PORT=str(self.port), **self._environment)
         if wait:
             wait_until(lambda: self.ready() or not self.process.running, "the worker", 30)
             assert self.process.running, self.process.tail()

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import signal
 import sys
+from collections.abc import Callable
 
 from orders.errors import CommandError
 from orders.logs import log_config, set_up_logs
@@ -59,6 +60,35 @@ def _seed(settings: Settings, arguments: argparse.Namespace) -> None:
         print(f"made {seed_customers(settings, customers=arguments.customers)} customers")
 
 
+def _partitions(settings: Settings, arguments: argparse.Namespace) -> None:
+    from orders.partitions import keep  # noqa: PLC0415
+
+    changed = keep(settings, months=arguments.keep_months)
+    for name in changed.made:
+        print(f"made {name}")
+    for name in changed.detached:
+        print(f"detached {name}")
+    for name in changed.kept:
+        print(f"orders: {name} stays: it has events that are not published", file=sys.stderr)
+    if changed.kept:
+        sys.exit(1)
+
+
+def _check(settings: Settings, arguments: argparse.Namespace) -> None:
+    from orders.check import run  # noqa: PLC0415
+
+    run(settings, arguments)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} on")
+        return int(text)
+
+    return number
+
+
 def _dead_letters(settings: Settings, arguments: argparse.Namespace) -> None:
     from orders.dead_letters import run  # noqa: PLC0415
 
@@ -97,6 +127,23 @@ def main() -> None:
     seeding.add_argument("--customers", type=int, default=0)
     seeding.add_argument("--stock", type=int, default=1_000_000)
     seeding.set_defaults(run=_seed)
+    text = "make the partitions of the months to come, and detach those of events that ended N months ago"
+    parting = commands.add_parser(
+        "partitions",
+        help=text,
+        description=f"{text}. A detached one stays as a table of its own. The ledger's are never detached: balances need them.",
+    )
+    parting.add_argument("--keep-months", type=_at_least(1), required=True, metavar="N")
+    parting.set_defaults(run=_partitions)
+    checking = commands.add_parser("check", help="see whether all that is written down fits together; 1: it does not")
+    checking.add_argument(
+        "--accepted", metavar="FILE", help="identifiers of orders, one a line, none of which may be lost"
+    )
+    checking.add_argument(
+        "--outbox-seconds", type=_at_least(0), default=60, metavar="N", help="within which events are published"
+    )
+    checking.add_argument("--no-dead-letters", action="store_true", help="take a dead letter for a failure")
+    checking.set_defaults(run=_check)
     _add_dead_letters(commands.add_parser("dead-letters", help="decide on messages that settled no order"))
     arguments = parser.parse_args()
     try:

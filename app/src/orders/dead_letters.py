@@ -126,14 +126,18 @@ class DeadLetters:
 
     def __iter__(self) -> Iterator[DeadLetter]:
         """Look at each message that is there now, once."""
-        method, properties, body = self.channel.basic_get(QUEUE)
+        return self.of(QUEUE)
+
+    def of(self, queue: str) -> Iterator[DeadLetter]:
+        """Look at each message that is in a queue now, once: those of the intake may become dead letters yet."""
+        method, properties, body = self.channel.basic_get(queue)
         left = method.message_count if method else 0
         while method is not None:
             yield DeadLetter(method.delivery_tag, properties, body)
             if not left:  # what came since, maybe again, is for another time
                 return
             left -= 1
-            method, properties, body = self.channel.basic_get(QUEUE)
+            method, properties, body = self.channel.basic_get(queue)
 
     def replay(self, letter: DeadLetter) -> str:
         """Send a message to the queue that it came from, and take it from here once that has it. Return why not, if not.

@@ -1,0 +1,71 @@
+"""The months of events and ledger: those to come are made, old ones of events are set apart."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import psycopg
+from psycopg import sql
+
+from orders.errors import CommandError
+from orders.migrations import connect_as_owner
+from orders.settings import Settings
+
+_PARENTS = ["event", "ledger_entry"]
+_NAMES = """
+SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+WHERE i.inhparent IN (SELECT to_regclass('public.' || p) FROM unnest(%s::text[]) p)
+"""
+# A month's end is in its bounds only.
+_OLD = r"""
+SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+WHERE i.inhparent = 'public.event'::regclass
+    AND substring(pg_get_expr(c.relpartbound, c.oid) FROM $$TO \('([^']+)'\)$$)::timestamptz
+        <= now() - make_interval(months => %s)
+ORDER BY c.relname
+"""
+_UNPUBLISHED = """
+SELECT EXISTS (
+    SELECT FROM public.{} WHERE (xid, id) > (coalesce((SELECT xid FROM public.relay WHERE name = 'events'), '0'),
+        coalesce((SELECT id FROM public.relay WHERE name = 'events'), 0)))
+"""
+
+
+class Changed(NamedTuple):
+    """What was done to partitions, by their names."""
+
+    made: Sequence[str]
+    detached: Sequence[str]
+    kept: Sequence[str]  # though they are old: not all of their events are published
+
+
+def keep(settings: Settings, *, months: int) -> Changed:
+    """Make this month's partitions and the next two's, and detach those of events that ended that many months ago or earlier.
+
+    What is detached stays as a table of its own, which no service reads. The ledger keeps all of its own: balances are sums over it.
+
+    Raises:
+        CommandError: the database is away, or a lock was not to be had.
+    """
+    try:
+        with connect_as_owner(settings) as connection, connection.transaction():
+            # Traffic goes on beside this: rather fail and be run again than queue all of it behind a lock.
+            connection.execute("SET LOCAL lock_timeout = '3s'")
+            before = _names(connection, _NAMES, _PARENTS)
+            connection.execute("SELECT make_partitions()")
+            made = [name for name in _names(connection, _NAMES, _PARENTS) if name not in before]
+            detached, kept = [], []
+            for name in _names(connection, _OLD, months):
+                table = sql.Identifier(name)
+                row = connection.execute(sql.SQL(_UNPUBLISHED).format(table)).fetchone()
+                if row == (True,):  # the relay would never see them
+                    kept.append(name)
+                    continue
+                connection.execute(sql.SQL("ALTER TABLE public.event DETACH PARTITION public.{}").format(table))
+                detached.append(name)
+    except psycopg.Error as error:
+        raise CommandError(f"The partitions stay as they are: {str(error).strip()}") from error
+    return Changed(sorted(made), detached, kept)
+
+
+def _names(connection: psycopg.Connection, query: str, parameter: object) -> list[str]:
+    return [name for (name,) in connection.execute(query, (parameter,)).fetchall()]
