@@ -179,7 +179,7 @@ class Node:
         nodes = {f"rabbit@{name}" for name in self._parameters["addresses"]}
         if api.running_nodes() != nodes:
             return False
-        queues = [queue for vhost in self._parameters["vhosts"] for queue in api.replicated_queues(vhost)]
+        queues = [queue for vhost in self._parameters["vhosts"] for queue in api.quorum_queues(vhost)]
         return all(queue.whole and queue.members == nodes for queue in queues)
 
     def _api(self, host: str) -> Api:

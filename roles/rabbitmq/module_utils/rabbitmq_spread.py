@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Keep RabbitMQ's queues spread: a member on every node, and each quorum queue's leader on the node that it belongs to.
+"""Keep RabbitMQ's quorum queues spread: a member on every node, and each queue's leader on the node that it belongs to.
 
 A timer runs this on every broker. A node only takes what is its own: membership for itself, and leadership of the queues that
 belong to it, and only while every member of the queue is up. So nodes never work against each other. The role's modules import the
@@ -22,11 +22,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 CONTROL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
-# What makes a node a member, by the type of the queue.
-JOIN = {
-    "quorum": ("/usr/lib/rabbitmq/bin/rabbitmq-queues", "add_member"),
-    "stream": ("/usr/lib/rabbitmq/bin/rabbitmq-streams", "add_replica"),
-}
+QUEUES = "/usr/lib/rabbitmq/bin/rabbitmq-queues"
 
 
 class ApiError(Exception):
@@ -69,10 +65,10 @@ class Api:
         """Return what a GET answers."""
         return self.call("GET", *path, query=query)
 
-    def replicated_queues(self, vhost: str) -> list[Queue]:
-        """Return the queues of a virtual host that have members: quorum queues and streams."""
+    def quorum_queues(self, vhost: str) -> list[Queue]:
+        """Return the quorum queues of a virtual host."""
         listed = self.get("queues", vhost, query="?disable_stats=true&enable_queue_totals=true")
-        return [Queue.parse(entry) for entry in listed if entry.get("type") in JOIN]
+        return [Queue.parse(entry) for entry in listed if entry.get("type") == "quorum"]
 
     def running_nodes(self) -> set[str]:
         """Return the names of the nodes that are up."""
@@ -85,11 +81,10 @@ class Api:
 
 @dataclasses.dataclass(frozen=True)
 class Queue:
-    """Where the members of a queue are."""
+    """Where the members of a quorum queue are."""
 
     vhost: str
     name: str
-    type: str
     leader: str
     members: frozenset[str]
     online: frozenset[str]
@@ -100,7 +95,6 @@ class Queue:
         return cls(
             vhost=entry["vhost"],
             name=entry["name"],
-            type=entry["type"],
             leader=entry.get("leader") or "",
             members=frozenset(entry.get("members") or ()),
             online=frozenset(entry.get("online") or ()),
@@ -168,7 +162,7 @@ def main() -> int:
         config["address"], config["port"], user=config["user"], password=config["password"], ca_file=config["ca_file"]
     )
     try:
-        queues = [queue for vhost in config["vhosts"] for queue in api.replicated_queues(vhost)]
+        queues = [queue for vhost in config["vhosts"] for queue in api.quorum_queues(vhost)]
         if arguments.show:
             own = {(queue["vhost"], queue["name"]): queue["node"] for queue in config["queues"]}
             shown = [
@@ -185,10 +179,10 @@ def main() -> int:
             return 0
         joins = to_join(queues, node)
         for queue in joins:
-            run(*JOIN[queue.type], "--vhost", queue.vhost, queue.name, node)
+            run(QUEUES, "add_member", "--vhost", queue.vhost, queue.name, node)
             print(f"<5>{queue.name}: {node} became a member", flush=True)
         if joins:
-            queues = [queue for vhost in config["vhosts"] for queue in api.replicated_queues(vhost)]
+            queues = [queue for vhost in config["vhosts"] for queue in api.quorum_queues(vhost)]
         mine = [(queue["vhost"], queue["name"]) for queue in config["queues"] if queue["node"] == node]
         if any(queue.leader != node and (queue.vhost, queue.name) in mine for queue in queues):
             moves = to_lead(queues, node, mine, api.running_nodes())
