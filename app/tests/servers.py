@@ -114,6 +114,15 @@ class Process:
         return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
 
 
+def waiting(connection: psycopg.Connection) -> int:
+    """Return how many events are not published."""
+    row = connection.execute(
+        "SELECT count(*) FROM event e, relay r WHERE (e.xid, e.id) > (r.xid, r.id) AND r.name = 'events'"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 @contextmanager
 def frozen(*processes: Process) -> Iterator[None]:
     """Stop processes as a power cut does to those who talk to them: no answer, no end of the connection."""
