@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from litestar import Litestar, Router
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 
 from orders.access.controller import BrowserController
 from orders.access.guards import COMPONENTS, Guard, provide_caller, require_declarations
@@ -23,6 +22,7 @@ from orders.catalogue.service import Catalogue
 from orders.customers.controller import CustomerController, ProfileController
 from orders.customers.service import Profiles
 from orders.database import Database
+from orders.document import DocumentPlugin, name_all_methods
 from orders.events.controller import EventController
 from orders.events.service import Events
 from orders.events.stream import Hub
@@ -130,9 +130,10 @@ def create_app(settings: Settings | None = None) -> Instrument:
             openapi_router=Router(
                 "/v1/schema", route_handlers=[], include_in_schema=False, opt={"access": Access.PUBLIC}
             ),
-            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+            render_plugins=[DocumentPlugin(path="/openapi.json")],
         ),
         logging_config=None,
     )
     require_declarations(app)
+    name_all_methods(app)
     return Instrument(app)
