@@ -38,6 +38,7 @@ from orders.ordering.service import Orders
 from orders.problems import problem_response
 from orders.sealing import sealer
 from orders.settings import Settings
+from orders.tracing import Tracer
 from orders.web.pages import PageController
 
 
@@ -61,6 +62,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
         ImproperlyConfiguredException: a route does not declare who may call it.
     """
     settings = settings or Settings.from_environment()
+    tracer = Tracer(settings, "orders-api")
     database = Database(settings)
     hints = Hints(settings)
     keys = Keys(settings, hints)
@@ -77,6 +79,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
 
     @asynccontextmanager
     async def connections(_app: Litestar) -> AsyncIterator[None]:
+        tracer.start()
         hints.start()
         keys.start()
         publisher.start()
@@ -90,6 +93,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
         await publisher.stop()
         await keys.stop()
         await hints.stop()
+        await tracer.stop()
 
     parts = {
         "catalogue": catalogue,
@@ -136,4 +140,4 @@ def create_app(settings: Settings | None = None) -> Instrument:
     )
     require_declarations(app)
     name_all_methods(app)
-    return Instrument(app)
+    return Instrument(app, tracer)

@@ -53,6 +53,13 @@ class Browsers(NamedTuple):
     check_seconds: int
 
 
+class Traces(NamedTuple):
+    """Where spans go, and what share of the traces that begin here has any."""
+
+    endpoint: str
+    ratio: float
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One field a variable: `database_url` is read from ORDERS_DATABASE_URL."""
 
@@ -80,6 +87,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_check_seconds: int = 240
     port: int = 8000
     worker_port: int = 8001
+    traces_endpoint: str = ""  # http://... or https://..., the whole path of a collector for OTLP; empty: no spans
+    traces_ratio: float = 0.01  # of the traces that begin here; what comes with a traceparent brings its own decision
     log_level: str = "INFO"
 
     @classmethod
@@ -206,6 +215,19 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             self.session_seconds,
             self.session_check_seconds,
         )
+
+    def traces(self) -> Traces | None:
+        """Return where spans go; none where nothing collects them.
+
+        Raises:
+            SettingsError: a variable is malformed.
+        """
+        if not 0 <= self.traces_ratio <= 1:
+            raise SettingsError(f"ORDERS_TRACES_RATIO is {self.traces_ratio}; it is a share, from 0 to 1.")
+        if not self.traces_endpoint:
+            return None
+        self._need_address("traces_endpoint")
+        return Traces(self.traces_endpoint, self.traces_ratio)
 
     def conninfo(self, url: str, *, user: str = "", secret: str = DATABASE_SECRET) -> str:
         """Return the connection string for libpq, with the password of now and with the deadlines of a failover.
