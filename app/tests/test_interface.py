@@ -34,6 +34,7 @@ def apart(platform: Platform) -> Iterator[Api]:
     [
         ("customer", "^/v1/orders"),
         ("customer", "^/v1/me"),
+        ("customer", "^/v1/webhooks"),
         ("operator", "^/v1/products"),
         ("operator", "^/v1/customers"),
         ("operator", "^/v1/(accounts/|orders/)"),

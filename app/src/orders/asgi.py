@@ -39,6 +39,9 @@ from orders.problems import problem_response
 from orders.sealing import sealer
 from orders.settings import Settings
 from orders.web.pages import PageController
+from orders.webhooks.controller import WebhookController
+from orders.webhooks.service import Webhooks
+from orders.webhooks.targets import Targets
 
 
 def _shared(part: object) -> Provide:
@@ -72,7 +75,9 @@ def create_app(settings: Settings | None = None) -> Instrument:
     identities = Identities(settings.hmac_keys())
     orders = Orders(identities, publisher, hints, database)
     catalogue = Catalogue(database, hints)
-    profiles = Profiles(database, sealer(settings))
+    seals = sealer(settings)
+    profiles = Profiles(database, seals)
+    targets = Targets(settings.webhooks())
     hub = Hub(settings)
 
     @asynccontextmanager
@@ -85,6 +90,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
         _at_sigterm(hub.drain)
         yield
         await hub.stop()
+        targets.close()
         if sessions:
             await sessions.stop()
         await publisher.stop()
@@ -99,6 +105,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
         "provider": provider,
         "sessions": sessions,
         "events": Events(hub, orders, database),
+        "webhooks": Webhooks(database, seals, targets),
         "publisher": publisher,
         "database": database,
         "keys": keys,
@@ -114,6 +121,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
                 OrderController,
                 PageController,
                 ProfileController,
+                WebhookController,
             ),
             *(livez, readyz, figures),
         ],

@@ -18,6 +18,7 @@ from orders.hints import DECISION_SECONDS, Hints, decision_hint
 from orders.ordering.identity import CONTENT_BYTES, content
 from orders.ordering.schemas import Order, OrderMessage
 from orders.settings import Settings, SettingsError
+from orders.webhooks.delivery import Deliverer
 from orders.worker.consumer import Consumer, Delivery
 from orders.worker.server import start_server
 from orders.worker.settlement import probe, settle
@@ -64,6 +65,7 @@ class Worker:
         self._consumer = Consumer(settings)
         self._hints = Hints(settings)
         self._relay = Relay(settings)
+        self._deliverer = Deliverer(settings)
         self._stopping = asyncio.Event()
         self._connection: AsyncConnection | None = None
         self._paused = True
@@ -72,6 +74,7 @@ class Worker:
         """Finish the batch, acknowledge it, and leave."""
         self._stopping.set()
         self._consumer.wake()
+        self._deliverer.leave()
 
     def why_not_ready(self) -> str:
         """Return why no orders are settled now; empty if they are."""
@@ -83,6 +86,7 @@ class Worker:
         """Work until told to stop."""
         self._hints.start()
         self._relay.start()
+        self._deliverer.start()
         wait = FIRST_WAIT_SECONDS
         while not self._stopping.is_set():
             try:
@@ -102,6 +106,7 @@ class Worker:
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
         await self._disconnect()
         await self._relay.stop()
+        await self._deliverer.stop()
         await self._hints.stop()
 
     async def _work(self, batch: Sequence[Delivery]) -> None:
