@@ -40,6 +40,9 @@ from orders.sealing import sealer
 from orders.settings import Settings
 from orders.tracing import Tracer
 from orders.web.pages import PageController
+from orders.webhooks.controller import WebhookController
+from orders.webhooks.service import Webhooks
+from orders.webhooks.targets import Targets
 
 
 def _shared(part: object) -> Provide:
@@ -74,7 +77,9 @@ def create_app(settings: Settings | None = None) -> Instrument:
     identities = Identities(settings.hmac_keys())
     orders = Orders(identities, publisher, hints, database)
     catalogue = Catalogue(database, hints)
-    profiles = Profiles(database, sealer(settings))
+    seals = sealer(settings)
+    profiles = Profiles(database, seals)
+    targets = Targets(settings.webhooks())
     hub = Hub(settings)
 
     @asynccontextmanager
@@ -88,6 +93,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
         _at_sigterm(hub.drain)
         yield
         await hub.stop()
+        targets.close()
         if sessions:
             await sessions.stop()
         await publisher.stop()
@@ -103,6 +109,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
         "provider": provider,
         "sessions": sessions,
         "events": Events(hub, orders, database),
+        "webhooks": Webhooks(database, seals, targets),
         "publisher": publisher,
         "database": database,
         "keys": keys,
@@ -118,6 +125,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
                 OrderController,
                 PageController,
                 ProfileController,
+                WebhookController,
             ),
             *(livez, readyz, figures),
         ],

@@ -58,6 +58,10 @@ class StockError(Exception):
     """There would be fewer pieces than none, or more than can be kept."""
 
 
+class WebhookError(Exception):
+    """A webhook cannot be what it is to be, as webhooks are now."""
+
+
 class UnconditionalError(Exception):
     """A change does not say what it changes."""
 

@@ -31,6 +31,7 @@ from orders.errors import (
     UnauthorizedError,
     UnavailableError,
     UnconditionalError,
+    WebhookError,
 )
 from orders.logs import REQUEST_ID
 from orders.tracecontext import TRACE
@@ -73,6 +74,7 @@ EXCEPTION_TO_PROBLEM: Mapping[type[Exception], Callable[[Any], Problem]] = {
     KeyReusedError: lambda error: Problem(409, "Conflict", detail=str(error)),
     TransitionError: lambda error: Problem(409, "Conflict", detail=str(error)),
     StockError: lambda error: Problem(409, "Conflict", detail=str(error)),
+    WebhookError: lambda error: Problem(409, "Conflict", detail=str(error)),
     OutdatedError: lambda error: Problem(412, "Precondition Failed", detail=str(error)),
     UnconditionalError: lambda error: Problem(428, "Precondition Required", detail=str(error)),
     UnavailableError: lambda error: Problem(503, "Service Unavailable", detail=str(error)),

@@ -22,6 +22,7 @@ from orders.ordering.schemas import Order, OrderMessage
 from orders.settings import Settings, SettingsError
 from orders.tracecontext import Trace, at, below
 from orders.tracing import Attributes, Recording, Tracer
+from orders.webhooks.delivery import Deliverer
 from orders.worker.consumer import Consumer, Delivery
 from orders.worker.server import start_server
 from orders.worker.settlement import probe, settle
@@ -97,6 +98,7 @@ class Worker:
         self._hints = Hints(settings)
         self._relay = Relay(settings)
         self._tracer = Tracer(settings, "orders-worker")
+        self._deliverer = Deliverer(settings)
         self._stopping = asyncio.Event()
         self._connection: AsyncConnection | None = None
         self._paused = True
@@ -105,6 +107,7 @@ class Worker:
         """Finish the batch, acknowledge it, and leave."""
         self._stopping.set()
         self._consumer.wake()
+        self._deliverer.leave()
 
     def why_not_ready(self) -> str:
         """Return why no orders are settled now; empty if they are."""
@@ -117,6 +120,7 @@ class Worker:
         self._tracer.start()
         self._hints.start()
         self._relay.start()
+        self._deliverer.start()
         wait = FIRST_WAIT_SECONDS
         while not self._stopping.is_set():
             try:
@@ -136,6 +140,7 @@ class Worker:
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
         await self._disconnect()
         await self._relay.stop()
+        await self._deliverer.stop()
         await self._hints.stop()
         await self._tracer.stop()
 
