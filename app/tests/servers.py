@@ -466,13 +466,13 @@ class RabbitMQ:
             channel = connection.channel()
             return sum(channel.queue_declare(queue, passive=True).method.message_count for queue in queues)
 
-    def publish(self, queue: str, *bodies: bytes) -> None:
+    def publish(self, queue: str, *bodies: bytes, kind: str | None = None) -> None:
         """Put messages into a queue, confirmed."""
         with self.connect() as connection:
             channel = connection.channel()
             channel.confirm_delivery()
             for body in bodies:
-                channel.basic_publish("", queue, body, pika.BasicProperties(delivery_mode=2), mandatory=True)
+                channel.basic_publish("", queue, body, pika.BasicProperties(delivery_mode=2, type=kind), mandatory=True)
 
     def take(self, queue: str) -> list[bytes]:
         """Take every message out of a queue."""

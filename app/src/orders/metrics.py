@@ -17,6 +17,9 @@ REQUESTS = Histogram(
 LANE_READY = Gauge("orders_lane_ready", "Whether this lane of the intake takes messages now.", ("lane",))
 LANE_MESSAGES = Counter("orders_lane_messages", "Messages by lane and what became of them.", ("lane", "outcome"))
 INTAKE = Histogram("orders_intake_seconds", "Time from the first attempt to the broker's confirm.", buckets=_SECONDS)
+INTAKE_MESSAGE_ORDERS = Histogram(
+    "orders_intake_message_orders", "Orders that went as one message.", buckets=(1, 2, 4, 8, 16, 32)
+)
 INTAKE_FAILED = Counter("orders_intake_failed", "Orders that no lane confirmed in time.")
 KEYS_REUSED = Counter("orders_keys_reused", "Orders refused early: their key was used with another body.")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from math import isfinite
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -89,6 +89,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     database_pool_size: int = 8
     rabbitmq_vhost: str = "orders"
     rabbitmq_user: str = "orders"
+    # So long an order may be kept for others to share its message; 0: never, as long as workers run that know no bundles.
+    bundle_milliseconds: Annotated[int, msgspec.Meta(ge=0, le=50)] = 0
     valkey_cache_nodes: str = ""  # host:port,...; empty: the service goes without
     valkey_user: str = "orders"
     oidc_issuer: str = ""  # the claim `iss` of every token, to the letter; this and the next only `serve` needs

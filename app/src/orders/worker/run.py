@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -23,7 +24,7 @@ from orders.settings import Settings, SettingsError
 from orders.tracecontext import Trace, at, below
 from orders.tracing import Attributes, Recording, Tracer
 from orders.webhooks.delivery import Deliverer
-from orders.worker.consumer import Consumer, Delivery
+from orders.worker.consumer import Consumer, Dead, Delivery
 from orders.worker.server import start_server
 from orders.worker.settlement import probe, settle
 
@@ -34,7 +35,15 @@ HOLD_SECONDS = 2.0  # so long a batch is held while the database is away; then i
 FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 2.0
 
+
+class _Named(msgspec.Struct):
+    """What says which order something would be, if it were one."""
+
+    id: UUID
+
+
 _DECODER = msgspec.json.Decoder(OrderMessage)
+_NAMED_DECODER = msgspec.json.Decoder(_Named)
 _ENCODER = msgspec.json.Encoder()
 _SETTLE: Attributes = {
     "messaging.system": "rabbitmq",
@@ -52,6 +61,14 @@ class DeadLetterError(Exception):
     """A message that will never be an order."""
 
 
+class Taken(NamedTuple):
+    """An order, and the message and the body in which it came."""
+
+    message: OrderMessage
+    delivery: Delivery
+    body: bytes
+
+
 def parse(body: bytes) -> OrderMessage:
     """Return the order that a message holds.
 
@@ -65,6 +82,13 @@ def parse(body: bytes) -> OrderMessage:
     if message.id.bytes[:CONTENT_BYTES] != content(message.customer_id, message.idempotency_key, message.lines):
         raise DeadLetterError("the identifier is not that of the content")
     return message
+
+
+def _named(body: bytes) -> str | None:
+    try:
+        return str(_NAMED_DECODER.decode(body).id)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 class _Placed(msgspec.Struct):
@@ -145,35 +169,36 @@ class Worker:
         await self._tracer.stop()
 
     async def _work(self, batch: Sequence[Delivery]) -> None:
-        dead: dict[int, Delivery] = {}
-        orders: dict[bytes, tuple[OrderMessage, Delivery]] = {}
+        dead: list[Dead] = []
+        orders: dict[bytes, Taken] = {}
         for delivery in batch:
-            try:
-                message = parse(delivery.body)
-            except DeadLetterError as error:
-                self._bury(delivery, dead, error)
-            else:
-                orders.setdefault(message.id.bytes[:CONTENT_BYTES], (message, delivery))
-        traces = _sampled(message for message, _ in orders.values())
-        attributes = {**_SETTLE, "messaging.batch.message_count": len(batch)}
+            for body in delivery.bodies:
+                try:
+                    message = parse(body)
+                except DeadLetterError as error:
+                    self._bury(Dead(delivery, body, _named(body)), dead, error)
+                else:
+                    orders.setdefault(message.id.bytes[:CONTENT_BYTES], Taken(message, delivery, body))
+        count = sum(len(delivery.bodies) for delivery in batch)
+        traces = _sampled(each.message for each in orders.values())
+        attributes = {**_SETTLE, "messaging.batch.message_count": count}
         with (
             self._tracer.open([*traces.values()], "settle order", SpanKind.CONSUMER, attributes)
             or nullcontext() as spans
         ):
             with metrics.BATCH_SECONDS.time():
                 decided = await self._hold([*orders.values()], dead)
-            self._consumer.finish(batch, dead.values())
+            await self._consumer.finish(batch, dead)
             if spans:
                 self._tell(spans, traces, decided)
         self._relay.poke()
-        duplicates = len(batch) - len(dead) - len(decided)
-        self._count(decided, traces if spans else {}, duplicates=duplicates, batch=len(batch))
-        owners = {message.id: message.customer_id.encode() for message, _ in orders.values()}
+        self._count(decided, traces if spans else {}, duplicates=count - len(dead) - len(decided), batch=count)
+        owners = {each.message.id: each.message.customer_id.encode() for each in orders.values()}
         # Only where there is none: an order may have been changed by now, which is noted there.
         hints = {decision_hint(order.id): owners[order.id] + b"\n" + _ENCODER.encode(order) for order in decided}
         await self._hints.remember(hints, DECISION_SECONDS, if_absent=True)
 
-    async def _hold(self, orders: Sequence[tuple[OrderMessage, Delivery]], dead: dict[int, Delivery]) -> list[Order]:
+    async def _hold(self, orders: Sequence[Taken], dead: list[Dead]) -> list[Order]:
         """Settle, over connections that break, for as long as a batch may be held."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + HOLD_SECONDS
@@ -187,34 +212,32 @@ class Worker:
                 await self._disconnect()
                 await self._sleep(FIRST_WAIT_SECONDS)
 
-    async def _settle(
-        self, connection: AsyncConnection, orders: Sequence[tuple[OrderMessage, Delivery]], dead: dict[int, Delivery]
-    ) -> list[Order]:
+    async def _settle(self, connection: AsyncConnection, orders: Sequence[Taken], dead: list[Dead]) -> list[Order]:
         if not orders:
             return []
         try:
             with deadline(connection, SETTLE_SECONDS):
-                return await settle(connection, [message for message, _ in orders])
+                return await settle(connection, [each.message for each in orders])
         except _TRY_AGAIN:
             return await self._settle(connection, orders, dead)
         except _ORDERS_FAULT as error:
             if len(orders) == 1:
-                self._bury(orders[0][1], dead, error)
+                self._bury(Dead(orders[0].delivery, orders[0].body, str(orders[0].message.id)), dead, error)
                 return []
             decided: list[Order] = []
             for order in orders:  # to find the one
                 decided += await self._settle(connection, [order], dead)
             return decided
 
-    def _bury(self, delivery: Delivery, dead: dict[int, Delivery], error: Exception) -> None:
-        trace = _trace(delivery.body)
+    def _bury(self, one: Dead, dead: list[Dead], error: Exception) -> None:
+        trace = _trace(one.body)
         with at(trace):
             _LOG.error("A message goes to the dead letters: %s", error)
         # Errors are told of, sampled or not.
         if trace and (span := self._tracer.open([trace], "bury message", SpanKind.CONSUMER, _SETTLE)):
             span.fail(type(error).__qualname__)
             span.end()
-        dead[delivery.tag] = delivery
+        dead.append(one)
 
     @staticmethod
     def _tell(spans: Recording, traces: Mapping[UUID, Trace], decided: Sequence[Order]) -> None:
