@@ -130,6 +130,7 @@ class Worker:
         await self._hints.stop()
 
     async def _work(self, batch: Sequence[Delivery]) -> None:
+        taken_at = datetime.now(UTC)
         dead: list[Dead] = []
         orders: dict[bytes, Taken] = {}
         for delivery in batch:
@@ -140,6 +141,9 @@ class Worker:
                     self._bury(Dead(delivery, body, _named(body)), dead, error)
                 else:
                     orders.setdefault(message.id.bytes[:CONTENT_BYTES], Taken(message, delivery, body))
+        if orders:
+            oldest = min(each.message.accepted_at for each in orders.values())
+            metrics.QUEUE_AGE.observe((taken_at - oldest).total_seconds())
         count = sum(len(delivery.bodies) for delivery in batch)
         with metrics.BATCH_SECONDS.time():
             decided = await self._hold([*orders.values()], dead)
