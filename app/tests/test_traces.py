@@ -142,7 +142,7 @@ def test_reads_show_the_wait_for_a_connection_and_the_statement_and_changes_thei
     assert answer.status_code == 200, answer.text
     found = collector.wait_for(trace_id, "GET /v1/orders", "wait for a connection", "SELECT")
     request = found["GET /v1/orders"]
-    assert found["wait for a connection"]["attributes"]["db.client.connection.pool.name"] == "replica"
+    assert found["wait for a connection"]["attributes"]["db.client.connection.pool.name"] == "replicas"
     assert {found[child]["parent"] for child in ("wait for a connection", "SELECT")} == {request["id"]}
     trace_id, _, headers = place()
     answer = traced.client.post(f"{placed}/cancellation", headers={**traced.bearer(name), **headers})

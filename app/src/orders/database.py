@@ -97,7 +97,10 @@ class Database:
 
         self._primary = pool("primary", settings.database_url, check=_check)
         # Not checked first: what fails here is read from the primary.
-        self._replicas = pool("replica", settings.database_ro_url, check=None) if settings.database_ro_url else None
+        self._replicas = pool("replicas", settings.database_ro_url, check=None) if settings.database_ro_url else None
+        metrics.POOLS.watch("primary", self._primary.get_stats)
+        if self._replicas:
+            metrics.POOLS.watch("replicas", self._replicas.get_stats)
         self._replicas_rest_until = 0.0
         self._was_reached = False
 

@@ -104,9 +104,14 @@ class Consumer(Link):
             await self._put_back(bundled)
         if last.channel is not self._channel:
             return  # lost meanwhile: all of it comes again, and is known then
-        for each in alone:
-            last.channel.basic_reject(each.delivery.tag, requeue=False)
-        last.channel.basic_ack(last.tag, multiple=True)
+        rejected = {each.delivery.tag for each in alone}
+        for tag in rejected:
+            last.channel.basic_reject(tag, requeue=False)
+        # Not by the tag of one that is rejected: where nothing else is left the broker does not know it any more.
+        for delivery in reversed(batch):
+            if delivery.tag not in rejected:
+                last.channel.basic_ack(delivery.tag, multiple=True)
+                break
 
     async def _put_back(self, dead: Sequence[Dead]) -> None:
         """Return once the broker has each as a message of its own; without its confirm the connection is given up."""

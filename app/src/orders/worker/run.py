@@ -169,6 +169,7 @@ class Worker:
         await self._tracer.stop()
 
     async def _work(self, batch: Sequence[Delivery]) -> None:
+        taken_at = datetime.now(UTC)
         dead: list[Dead] = []
         orders: dict[bytes, Taken] = {}
         for delivery in batch:
@@ -179,6 +180,9 @@ class Worker:
                     self._bury(Dead(delivery, body, _named(body)), dead, error)
                 else:
                     orders.setdefault(message.id.bytes[:CONTENT_BYTES], Taken(message, delivery, body))
+        if orders:
+            oldest = min(each.message.accepted_at for each in orders.values())
+            metrics.QUEUE_AGE.observe((taken_at - oldest).total_seconds())
         count = sum(len(delivery.bodies) for delivery in batch)
         traces = _sampled(each.message for each in orders.values())
         attributes = {**_SETTLE, "messaging.batch.message_count": count}
