@@ -119,6 +119,15 @@ class Process:
         return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
 
 
+def waiting(connection: psycopg.Connection) -> int:
+    """Return how many events are not published."""
+    row = connection.execute(
+        "SELECT count(*) FROM event e, relay r WHERE (e.xid, e.id) > (r.xid, r.id) AND r.name = 'events'"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 @contextmanager
 def frozen(*processes: Process) -> Iterator[None]:
     """Stop processes as a power cut does to those who talk to them: no answer, no end of the connection."""
@@ -457,13 +466,13 @@ class RabbitMQ:
             channel = connection.channel()
             return sum(channel.queue_declare(queue, passive=True).method.message_count for queue in queues)
 
-    def publish(self, queue: str, *bodies: bytes) -> None:
+    def publish(self, queue: str, *bodies: bytes, kind: str | None = None) -> None:
         """Put messages into a queue, confirmed."""
         with self.connect() as connection:
             channel = connection.channel()
             channel.confirm_delivery()
             for body in bodies:
-                channel.basic_publish("", queue, body, pika.BasicProperties(delivery_mode=2), mandatory=True)
+                channel.basic_publish("", queue, body, pika.BasicProperties(delivery_mode=2, type=kind), mandatory=True)
 
     def take(self, queue: str) -> list[bytes]:
         """Take every message out of a queue."""

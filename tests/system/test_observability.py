@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import time
+import uuid
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -13,13 +18,14 @@ from tests.support.watch import Message
 JOBS = {
     "node": ["all"],
     "haproxy": ["edge"],
-    "host_proxy": ["app", "identity", "registry"],
+    "host_proxy": ["app", "identity", "registry", "jaeger"],
     "etcd": ["etcd"],
     "patroni": ["postgres"],
     "rabbitmq": ["rabbitmq"],
     "rabbitmq_queues": ["rabbitmq"],
     "prometheus": ["prometheus"],
     "alertmanager": ["alertmanager"],
+    "jaeger": ["jaeger"],
 }
 SERVICES = ("orders-api", "orders-worker")
 # Two scrapes, for a target that was just there.
@@ -103,6 +109,65 @@ def test_only_prometheus_is_told_figures(site: Site) -> None:
             except HostError:
                 continue
             assert "# HELP" not in answer
+
+
+def otlp(trace: str) -> str:
+    """Return one span as OTLP's JSON."""
+    now = time.time_ns()
+    span = {
+        "traceId": trace,
+        "spanId": trace[:16],
+        "name": "test",
+        "startTimeUnixNano": str(now - 1000),
+        "endTimeUnixNano": str(now),
+    }
+    service = {"attributes": [{"key": "service.name", "value": {"stringValue": "test"}}]}
+    return json.dumps({"resourceSpans": [{"resource": service, "scopeSpans": [{"spans": [span]}]}]})
+
+
+def has_trace(site: Site, trace: str) -> list[str]:
+    """Return a complaint unless one of the hosts that keep traces has this one."""
+    for host in site.groups["jaeger"]:
+        found = json.loads(site.ask(host, f"curl -sS -m 5 127.0.0.1:16686/api/traces/{trace}"))
+        if found["data"] and found["data"][0]["spans"][0]["operationName"] == "test":
+            return []
+    return [f"no host of {site.groups['jaeger']} has the trace {trace}"]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_what_a_replica_sends_is_kept(site: Site, service: str) -> None:
+    """From each service's own network on each app host, by the way that its containers have."""
+    number = {"orders-api": 1, "orders-worker": 2}[service]
+    for host in site.groups["app"]:
+        trace = uuid.uuid4().hex
+        # In the container's network, where the image has no curl.
+        process = f"$(sudo podman inspect --format '{{{{.State.Pid}}}}' {service}-1)"
+        post = f"curl -sS -m 5 -f -H 'Content-Type: application/json' -d @- http://10.89.{number}.1:15418/v1/traces"
+        site.ask(host, f"sudo nsenter --target {process} --net {post}", otlp(trace))
+        watch.wait_for(partial(has_trace, site, trace), 5, 0.5)
+
+
+@pytest.mark.parametrize("figure", ["exporter_send_failed", "receiver_refused"])
+def test_what_jaeger_would_lose_is_counted(site: Site, figure: str) -> None:
+    """By the names that its alert asks for; they are there once a span was sent, as above."""
+    name = f'otelcol_{figure}_spans_total{{job="jaeger"}}'
+    watch.wait_for(lambda: [] if watch.query(site, name) else [f"{name}: nothing"], SEEN_SECONDS)
+
+
+def test_only_app_hosts_proxies_write_traces(site: Site) -> None:
+    """Another certificate is refused, another tier is not let through, and nothing is read from other hosts."""
+    keeper, app, data = (site.groups[group][0] for group in ("jaeger", "app", "data"))
+    trace = uuid.uuid4().hex
+    address = f"https://{site.addresses[keeper]}:4318/v1/traces"
+    post = " -o /dev/null -w '%{http_code}' -H 'Content-Type: application/json' -d " + shlex.quote(otlp(trace))
+    assert site.ask(app, watch.curl("host_proxy", address) + post) == "200"
+    watch.wait_for(partial(has_trace, site, trace), 5, 0.5)
+    assert site.ask(app, watch.curl("node_exporter", address) + post) == "403"
+    read = f"https://{site.addresses[keeper]}:4318/api/traces/{trace}"
+    assert site.ask(app, watch.curl("host_proxy", read) + " -o /dev/null -w '%{http_code}'") == "404"
+    for host, port in ((data, 4318), (app, 16686)):
+        with pytest.raises(HostError, match=r"timed out|refused"):
+            site.ask(host, f"curl -sS -m 3 http://{site.addresses[keeper]}:{port}/")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import argparse
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -326,21 +326,20 @@ def _queued(settings: Settings, contents: Collection[bytes]) -> dict[bytes, str]
             for number, letter in enumerate(letters.of(queue), 1):
                 if number > MOST_QUEUED:
                     raise CommandError(f"{queue} has more than {MOST_QUEUED:,} messages. Look again once it has less.")
-                if (content := _content(letter)) in contents:
-                    found[content] = queue
+                found |= {content: queue for content in _contents(letter) if content in contents}
     return found
 
 
-def _content(letter: DeadLetter) -> bytes:
-    """Return what the content decides of a message's identifier; nothing where it has none."""
-    try:
-        return parse(letter.body).id.bytes[:CONTENT_BYTES]
-    except DeadLetterError:
-        pass
-    try:
-        return UUID(letter.properties.message_id or "").bytes[:CONTENT_BYTES]
-    except ValueError:
-        return b""
+def _contents(letter: DeadLetter) -> set[bytes]:
+    """Return what the contents decide of the identifiers of a message's orders; what has none is not among them."""
+    found = set()
+    for body in letter.bodies:
+        with suppress(DeadLetterError):
+            found.add(parse(body).id.bytes[:CONTENT_BYTES])
+    if not found:
+        with suppress(ValueError):
+            found.add(UUID(letter.properties.message_id or "").bytes[:CONTENT_BYTES])
+    return found
 
 
 def _count_dead_letters(settings: Settings, report: Report, *, refuse: bool) -> None:

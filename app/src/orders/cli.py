@@ -25,6 +25,7 @@ def _serve(settings: Settings, _arguments: argparse.Namespace) -> None:
     settings.field_keys()
     settings.identity_provider()
     settings.browsers()
+    settings.traces()
     settings.webhooks()
     Granian(
         "orders.asgi:create_app",

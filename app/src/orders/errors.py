@@ -26,6 +26,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str = ""
     errors: list[FieldError] = []
     request_id: str = ""
+    trace_id: str = ""
 
 
 class NotFoundError(Exception):

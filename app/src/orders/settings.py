@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from math import isfinite
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -59,6 +59,13 @@ class Browsers(NamedTuple):
     check_seconds: int
 
 
+class Traces(NamedTuple):
+    """Where spans go, and what share of the traces that begin here has any."""
+
+    endpoint: str
+    ratio: float
+
+
 class Webhooks(NamedTuple):
     """Where webhooks may go, and how often they are tried."""
 
@@ -82,6 +89,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     database_pool_size: int = 8
     rabbitmq_vhost: str = "orders"
     rabbitmq_user: str = "orders"
+    # So long an order may be kept for others to share its message; 0: never, as long as workers run that know no bundles.
+    bundle_milliseconds: Annotated[int, msgspec.Meta(ge=0, le=50)] = 0
     valkey_cache_nodes: str = ""  # host:port,...; empty: the service goes without
     valkey_user: str = "orders"
     oidc_issuer: str = ""  # the claim `iss` of every token, to the letter; this and the next only `serve` needs
@@ -103,6 +112,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     webhook_failure_seconds: int = 432000
     port: int = 8000
     worker_port: int = 8001
+    traces_endpoint: str = ""  # http://... or https://..., the whole path of a collector for OTLP; empty: no spans
+    traces_ratio: float = 0.01  # of the traces that begin here; what comes with a traceparent brings its own decision
     log_level: str = "INFO"
 
     @classmethod
@@ -229,6 +240,19 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             self.session_seconds,
             self.session_check_seconds,
         )
+
+    def traces(self) -> Traces | None:
+        """Return where spans go; none where nothing collects them.
+
+        Raises:
+            SettingsError: a variable is malformed.
+        """
+        if not 0 <= self.traces_ratio <= 1:
+            raise SettingsError(f"ORDERS_TRACES_RATIO is {self.traces_ratio}; it is a share, from 0 to 1.")
+        if not self.traces_endpoint:
+            return None
+        self._need_address("traces_endpoint")
+        return Traces(self.traces_endpoint, self.traces_ratio)
 
     def webhooks(self) -> Webhooks:
         """Return where webhooks may go, and how often they are tried.

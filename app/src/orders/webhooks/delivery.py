@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -33,7 +33,6 @@ from orders.settings import RETRY_STEPS, Settings
 from orders.webhooks.repository import WebhookRepository, places
 from orders.webhooks.schemas import Attempt, Due, Happened, Payload
 from orders.webhooks.sending import ATTEMPT_SECONDS, Sender, is_success
-from orders.worker.consumer import Delivery
 
 _LOG = logging.getLogger(__name__)
 
@@ -60,6 +59,14 @@ _ENCODER = msgspec.json.Encoder()
 T = TypeVar("T")
 
 
+class Message(NamedTuple):
+    """An event as it came, to be acknowledged on the channel that brought it."""
+
+    channel: Any
+    tag: int
+    body: bytes
+
+
 class Queues(Link):
     """Consumes events, and messages whose time to wait is over; puts such messages where they wait."""
 
@@ -68,7 +75,7 @@ class Queues(Link):
     def __init__(self, settings: Settings, due: Callable[[UUID], None]) -> None:
         super().__init__(settings, settings.addresses("rabbitmq_nodes"))
         self._due = due
-        self._buffer: deque[tuple[Delivery, str]] = deque()
+        self._buffer: deque[tuple[Message, str]] = deque()
         self._changed = asyncio.Event()
 
     def opened(self) -> None:
@@ -86,7 +93,7 @@ class Queues(Link):
         """Have `batch` return now, with nothing."""
         self._changed.set()
 
-    async def batch(self) -> list[tuple[Delivery, str]]:
+    async def batch(self) -> list[tuple[Message, str]]:
         """Wait for events and return up to a batch of them, each with whose order it is of; none when woken."""
         while not self._buffer:
             self._changed.clear()
@@ -95,7 +102,7 @@ class Queues(Link):
                 return []
         return [self._buffer.popleft() for _ in range(min(MOST_EVENTS, len(self._buffer)))]
 
-    def finish(self, batch: Sequence[tuple[Delivery, str]]) -> None:
+    def finish(self, batch: Sequence[tuple[Message, str]]) -> None:
         """Acknowledge a batch and all that came before it."""
         last, _ = batch[-1]
         if last.channel is self._channel:  # else it was lost meanwhile: all of it comes again, and is known then
@@ -110,7 +117,7 @@ class Queues(Link):
     def _on_event(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:  # noqa: ANN401
         if channel is self._channel:
             customer_id = str((properties.headers or {}).get(CUSTOMER_HEADER, ""))
-            self._buffer.append((Delivery(channel, method.delivery_tag, body), customer_id))
+            self._buffer.append((Message(channel, method.delivery_tag, body), customer_id))
             self._changed.set()
 
     def _on_due(self, channel: Any, method: Any, _properties: Any, body: bytes) -> None:  # noqa: ANN401
@@ -194,7 +201,7 @@ class Deliverer:
     async def _take(self) -> None:
         """Write down for whom the next events are, and have them sent."""
         batch = await self._queues.batch()
-        events = [happened for delivery, customer_id in batch if (happened := _parse(delivery.body, customer_id))]
+        events = [happened for message, customer_id in batch if (happened := _parse(message.body, customer_id))]
         while events and not self._stopping.is_set():
             try:
                 due = await self._add(events)
