@@ -14,7 +14,7 @@ DATABASE = "months"
 
 @pytest.fixture(scope="module")
 def months(platform: Platform) -> Iterator[psycopg.Connection]:
-    """Have a database with an event in each of three old months, the ledger's as well, and connect as its superuser."""
+    """Have a database with an event in each of three old months, the ledger's and deliveries' as well, and connect as its superuser."""
     platform.postgres.make_database(DATABASE)
     url = platform.postgres.url(database=DATABASE)
     assert platform.finish("migrate", ORDERS_DATABASE_URL=url)[0] == 0
@@ -26,6 +26,7 @@ def months(platform: Platform) -> Iterator[psycopg.Connection]:
                 ("event", "2020_03", "2020-04-01"),
             ),
             ("ledger_entry", "2020_01", "2020-02-01"),
+            ("webhook_delivery", "2020_01", "2020-02-01"),
         ):
             first = f"{month.replace('_', '-')}-01"
             connection.execute(
@@ -71,7 +72,11 @@ def test_old_months_of_events_are_detached_once_published_and_never_dropped(
     since_march = (
         (now.year - 2020) * 12 + now.month - 3
     )  # whole months from the end of February 2020 to this month's begin
-    assert keep(platform, since_march + 1) == (0, "closed ledger_entry_2020_01\ndetached event_2020_01\n")
+    out = "closed ledger_entry_2020_01
+detached event_2020_01
+detached webhook_delivery_2020_01
+"
+    assert keep(platform, since_march + 1) == (0, out)
     assert attached(months, "event") == ["2020_02", "2020_03"]
     status, output = keep(platform, since_march)
     assert (status, output) == (1, "orders: event_2020_02 stays: it has events that are not published\n")
@@ -88,9 +93,11 @@ def test_old_months_of_events_are_detached_once_published_and_never_dropped(
 
 def test_months_that_are_missing_are_made_and_named(platform: Platform, months: psycopg.Connection) -> None:
     month = f"{datetime.now(UTC):%Y_%m}"
-    months.execute(f"DROP TABLE event_{month}; DROP TABLE ledger_entry_{month}")
+    tables = [f"{table}_{month}" for table in ("event", "ledger_entry", "webhook_delivery")]
+    for table in tables:
+        months.execute(f"DROP TABLE {table}")
     status, output = keep(platform, 1200)
-    assert (status, output) == (0, f"made event_{month}\nmade ledger_entry_{month}\n")
+    assert (status, output) == (0, "".join(f"made {table}\n" for table in tables))
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "x"])

@@ -21,8 +21,9 @@ import httpx
 import psycopg
 import pytest
 
+from orders.settings import Settings
 from orders.webhooks.targets import is_public
-from servers import DUE_QUEUE, EVENTS_QUEUE, RETRY_QUEUES, wait_until
+from servers import DUE_QUEUE, EVENTS_QUEUE, RETRY_QUEUES, frozen, wait_until
 from service import Api, Platform, Workers
 
 HERE, OTHER = "127.7.0.1", "127.7.0.2"
@@ -451,6 +452,25 @@ def test_a_secret_is_told_once_and_stored_sealed(customer: Customer, connection:
     assert (key in row[0], endpoint.secret.encode() in row[0]) == (False, False)
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM webhook_delivery",
+        "UPDATE webhook_delivery SET body = ''",
+        "UPDATE webhook_endpoint SET customer_id = NULL",
+        "INSERT INTO webhook_endpoint (created_at) VALUES (now())",
+        "TRUNCATE webhook_endpoint",
+    ],
+)
+def test_the_service_may_write_what_it_needs_and_no_more(platform: Platform, statement: str) -> None:
+    conninfo = Settings.from_environment(platform.environment).conninfo(platform.postgres.url())
+    with (
+        psycopg.connect(conninfo, autocommit=True, prepare_threshold=None) as service,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        service.execute(statement)
+
+
 def test_each_hears_of_its_own_orders_and_operators_of_all_and_of_what_they_asked_for(
     customer: Customer, api: Api, worker: Workers, receiver: Receiver, plain_receiver: Receiver
 ) -> None:
@@ -718,6 +738,36 @@ def test_an_endpoint_that_hangs_holds_up_no_other(
     assert ("no answer within 10 s" in attempt["error"], 9.5 < attempt["seconds"] < 12) == (True, True)
     receiver.hold.set()
     settled(slow, ["delivered"] * 8, 30)
+
+
+def test_what_was_answered_is_written_down_once_the_database_is_back(
+    platform: Platform, customer: Customer, worker: Workers, receiver: Receiver
+) -> None:
+    endpoint = customer.webhook(receiver.url)
+    receiver.hold.clear()
+    order = customer.order()
+    arrived(receiver, order)
+    with frozen(platform.postgres):
+        receiver.hold.set()
+        time.sleep(2.5)
+    settled(endpoint, ["delivered"], 20)
+    assert len(receiver.of(order)) == 1
+
+
+def test_a_message_that_is_lost_costs_a_look_at_the_database_and_no_event(
+    platform: Platform, customer: Customer, worker: Workers, workers: Workers, receiver: Receiver
+) -> None:
+    endpoint = customer.webhook(receiver.url)
+    receiver.statuses = [500, 500, 500]
+    order = customer.order()
+    arrived(receiver, order, 3)
+    wait_until(lambda: len(endpoint.log()[0]["attempts"]) == 3, "the third failure", 5)
+    assert workers.stop() == 0
+    wait_until(lambda: not platform.rabbitmq.depth(*RETRY_QUEUES), "the message's return", 10)
+    platform.rabbitmq.take(DUE_QUEUE)
+    workers.start()
+    arrived(receiver, order, 4, LOOK_SECONDS)
+    settled(endpoint, ["delivered"])
 
 
 def test_a_worker_that_dies_while_it_sends_loses_nothing(

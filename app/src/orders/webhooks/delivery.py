@@ -248,15 +248,15 @@ class Deliverer:
 
     async def _drive(self, endpoint_id: UUID, lane: _Lane) -> None:
         try:
-            async with self._slots:
-                while not self._stopping.is_set():
-                    lane.again = False
+            while not self._stopping.is_set():
+                lane.again = False
+                async with self._slots:  # by turns, so that many who hang hold up others for a while only
                     claimed = await self._write(
                         lambda repository: repository.claim(endpoint_id, most=MOST_AT_ONCE, lease=LEASE_SECONDS)
                     )
                     await asyncio.gather(*(self._deliver(endpoint_id, due) for due in claimed))
-                    if not claimed and not lane.again:
-                        return
+                if not claimed and not lane.again:
+                    return
         except _DATABASE_AWAY as error:
             self._complain(error)
         except Exception:  # noqa: BLE001  (as above)

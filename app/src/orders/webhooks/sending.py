@@ -73,6 +73,7 @@ class Sender:
             "Content-Type": "application/json",
             "User-Agent": "orders-webhooks/1",
             "Accept-Encoding": "identity",
+            "Connection": "close",
             **signed_headers(keys, identifier, int(time.time()), body),
         }
         addresses = target.addresses[:_MOST_ADDRESSES]
