@@ -403,7 +403,7 @@ def test_another_customers_order_is_not_found_like_one_that_never_was(
     others, nobodys = get(address, f"{name}-other"), get(unknown, f"{name}-other")
     for answer, path in ((others, address), (nobodys, unknown)):
         problem = answer.json()
-        del problem["request_id"]
+        del problem["request_id"], problem["trace_id"]
         assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
         detail = f"No order has the id '{path.removeprefix('/v1/orders/')}'."
         assert problem == {"status": 404, "title": "Not Found", "detail": detail}

@@ -342,7 +342,7 @@ def test_a_traceparent_of_a_later_version_is_understood(traced: Api) -> None:
 
 
 def test_requests_at_the_same_time_keep_their_identifiers_apart(traced: Api) -> None:
-    def ask(number: int) -> bool:
+    def ask(number: int) -> int:
         trace_id, _, headers = place(sampled=number % 2 == 0)
         answer = httpx.get(
             f"{traced.url}/v1/customers/apart-{number}/profile",
@@ -350,16 +350,17 @@ def test_requests_at_the_same_time_keep_their_identifiers_apart(traced: Api) -> 
             timeout=10,
         )
         problem = answer.json()
-        assert answer.status_code == 404, answer.text
-        told[f"operator staff reads the profile of customer apart-{number}, who has none"] = trace_id
-        return bool((problem["request_id"], problem["trace_id"]) == (f"apart-{number}", trace_id))
+        assert (problem["request_id"], problem["trace_id"]) == (f"apart-{number}", trace_id)
+        if answer.status_code == 404:  # else the machine is so busy that there was no connection for it in time
+            told[f"operator staff reads the profile of customer apart-{number}, who has none"] = trace_id
+        return answer.status_code
 
     told: dict[str, str] = {}
     with ThreadPoolExecutor(16) as pool:
-        assert all(pool.map(ask, range(200)))
+        assert {*pool.map(ask, range(200))} <= {404, 503}
+    assert len(told) > 50
     log = [json.loads(line) for line in traced.process.log.read_text().splitlines() if '"orders.audit"' in line]
-    found = {line["message"]: line["trace_id"] for line in log if "apart-" in line["message"]}
-    assert found == told
+    assert {line["message"]: line["trace_id"] for line in log if "apart-" in line["message"]} == told
 
 
 def test_slow_requests_of_the_metrics_name_a_trace_to_whoever_takes_openmetrics(

@@ -23,7 +23,7 @@ EXPORT_SECONDS = 2.0
 REST_SECONDS = 5.0  # after a batch that was not taken
 FLUSH_SECONDS = 1.0  # for what is left at the end
 COMPLAIN_SECONDS = 60.0
-MOST_WAITING = 2048
+MOST_WAITING = 1024
 MOST_AT_ONCE = 128  # while they are encoded nothing else runs: some milliseconds
 MOST_CHARACTERS = 1000  # of one attribute, of which a statement is the longest
 
