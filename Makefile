@@ -10,6 +10,7 @@ HOST ?=
 ROLE ?=
 SERVICE ?=
 LINES ?= 100
+RUN ?= check
 FREEHOLD := .venv/bin/python -m freehold
 
 .PHONY: help
@@ -57,6 +58,10 @@ logs: venv ## show a unit's last lines from all hosts: make logs SERVICE=orders-
 .PHONY: token
 token: venv ## print an access token that may place orders, valid for five minutes
 	$(FREEHOLD) token --inventory $(INVENTORY)
+
+.PHONY: orders
+orders: venv ## run a command of the order service on an app host: make orders RUN="dead-letters list"
+	$(FREEHOLD) orders --inventory $(INVENTORY) --host "$(HOST)" "$(RUN)"
 
 .PHONY: ssh
 ssh: venv ## log in to a host: make ssh HOST=data1

@@ -21,6 +21,8 @@ from freehold.token import TokenError, access_token
 from freehold.up import LAB_INVENTORY, up
 
 ROOT = Path(__file__).resolve().parent.parent
+WORKER = "orders-worker-1"
+NOT_REACHED = 255  # as ssh ends where it could not log in
 
 
 def _say(text: str) -> None:
@@ -97,11 +99,30 @@ def other_labs(lab: Lab) -> list[str]:
 def _ssh(arguments: argparse.Namespace) -> int:
     if not arguments.host:
         raise InventoryError("Say which host: make ssh HOST=data1")
+    os.execvp("ssh", _log_ins(arguments.inventory, arguments.host)[arguments.host])  # noqa: S606
+
+
+def _log_ins(inventory: str, hosts: str) -> dict[str, list[str]]:
+    """Return for each host the command that logs in to it, as Ansible does."""
     names = ("ansible_host", "ansible_user", "ansible_ssh_private_key_file", "ansible_ssh_common_args")
-    found = playbooks.variables(arguments.inventory, arguments.host, *names)[arguments.host]
-    host, user, key, options = (found[name] for name in names)
-    command = ["ssh", *shlex.split(options), *(["-l", user] if user else []), *(["-i", key] if key else [])]
-    os.execvp("ssh", [*command, host or arguments.host])  # noqa: S606
+    commands = {}
+    for name, found in sorted(playbooks.variables(inventory, hosts, *names).items()):
+        host, user, key, options = (found[each] for each in names)
+        login = [*(["-l", user] if user else []), *(["-i", key] if key else [])]
+        commands[name] = ["ssh", *shlex.split(options), *login, host or name]
+    return commands
+
+
+def _orders(arguments: argparse.Namespace) -> int:
+    words = shlex.join(shlex.split(arguments.words))
+    for host, command in _log_ins(arguments.inventory, arguments.host or "app").items():
+        status = subprocess.run(
+            [*command, f"sudo podman exec --interactive {WORKER} orders {words}"], check=False
+        ).returncode
+        if status != NOT_REACHED:
+            return status
+        _say(f"{host} does not answer over SSH.")
+    return 1
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -141,6 +162,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "logs": ("show a unit's journal from all hosts", _logs),
     "token": ("print an access token that may place orders", _token),
     "ssh": ("log in to a host", _ssh),
+    "orders": ("run a command of the order service on a host that has it", _orders),
     "docs": ("write the roles' READMEs", _docs),
     "test": ("run tiers of tests, all by default", _test),
 }
@@ -156,6 +178,9 @@ def main() -> int:
         command.set_defaults(run=run)
         if name == "ssh":
             command.add_argument("host", nargs="?")
+        if name == "orders":
+            command.add_argument("words", nargs="?", default="check", help="in one: 'dead-letters list'")
+            command.add_argument("--host", default="", help="one of those; else the first that answers")
         if name == "logs":
             command.add_argument("service", nargs="?", default="")
             command.add_argument("--lines", type=int, default=100)

@@ -81,6 +81,23 @@ class Platform:
         return process.process.wait(60), process.tail()
 
 
+class Former(Platform):
+    """The same servers, for the service as it was two migrations ago, which knows fewer settings."""
+
+    folder_of_it = Path("/former")
+    known = ("DATABASE_URL", "DATABASE_RO_URL", "RABBITMQ_NODES", "VALKEY_CACHE_NODES", "OIDC_ISSUER", "OIDC_JWKS_URL")
+
+    def __init__(self, platform: Platform) -> None:
+        self.__dict__.update(platform.__dict__)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the platform set then, and where that service is."""
+        names = (*self.known, "SECRETS_DIR", "CA_FILE")
+        former = {f"ORDERS_{name}": super(Former, self).environment[f"ORDERS_{name}"] for name in names}
+        return {**former, "PYTHONPATH": f"/opt/wheels:{self.folder_of_it / 'src'}"}
+
+
 class Api:
     """One instance of the service. Orders are placed as the customer that is named, everything else is asked as an operator."""
 

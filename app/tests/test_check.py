@@ -1,5 +1,8 @@
 """`orders check` finds nothing where all is well, and names what was damaged."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import LiteralString, NamedTuple
@@ -157,6 +160,15 @@ def test_an_order_without_its_row_is_named(shop: Shop, tmp_path: Path) -> None:
             f"FAIL accepted: 1 order lost, neither decided nor queued: {order}",
         ],
     )
+
+
+def test_identifiers_come_by_the_standard_input_as_well(shop: Shop) -> None:
+    command = [sys.executable, "-m", "orders", "check", "--accepted", "-"]
+    environment = {**os.environ, **shop.platform.environment, "ORDERS_DATABASE_URL": shop.url}
+    text = "".join(f"{identifier}\n" for identifier in shop.orders.values())
+    done = subprocess.run(command, input=text, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ok   accepted: 5 orders, 5 of them decided" in done.stdout.splitlines()
 
 
 def test_an_order_that_is_decided_twice_is_named(shop: Shop) -> None:

@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,8 +14,8 @@ from orders.migrations import MigrationError, apply, connect_as_owner, load
 from orders.seed import SEED
 from orders.settings import Settings
 from orders.worker.settlement import SETTLE
-from servers import Process, wait_until
-from service import Platform
+from servers import DEAD_QUEUE, QUEUES, Process, wait_until
+from service import NUMBERS, Api, Former, Platform, Workers
 
 
 @pytest.fixture
@@ -126,6 +128,128 @@ def test_what_ran_before_a_migration_runs_after_it(platform: Platform, name: str
             service.execute(statement, order)
         assert service.execute("SELECT state, total_cents FROM orders").fetchall() == [("settled", 274)]
         assert service.execute("SELECT quantity FROM stock WHERE sku = 'P-00001'").fetchone() == (3,)
+
+
+class Versions:
+    """The service as it is and as it was two migrations ago, each with a replica and a worker, on a database of their own."""
+
+    def __init__(self, platform: Platform, former: Former, accepted: Path) -> None:
+        database = f"versions_{next(NUMBERS)}"
+        platform.postgres.make_database(database)
+        url = platform.postgres.url(database=database)
+        # Of the two clusters the one in which no other test has products.
+        cache = {"ORDERS_VALKEY_CACHE_NODES": platform.valkey_sessions.addresses}
+        self._environment = {"ORDERS_DATABASE_URL": url, "ORDERS_DATABASE_RO_URL": url, **cache}
+        self._platform = platform
+        self._accepted = accepted
+        for arguments in (["migrate"], ["seed", "--products", "10"]):
+            self.run(former, *arguments)
+        self.old = Api(former, 8151, **self._environment)
+        self.old_worker = Workers(former, 8152, **self._environment)
+        self.new_worker = Workers(platform, 8154, **self._environment)
+        self.old_worker.start()
+        self.old.wait_until_ready()
+
+    def run(self, platform: Platform, *arguments: str) -> str:
+        """Run a command of a version; return what it said."""
+        status, output = platform.finish(*arguments, **self._environment)
+        assert status == 0, output
+        return output
+
+    def start_new(self) -> Api:
+        """Have the new replica as well."""
+        self.new = Api(self._platform, 8153, **self._environment)
+        self.new.wait_until_ready()
+        return self.new
+
+    def place(self, api: Api, name: str, count: int) -> list[str]:
+        """Place orders, and return their addresses."""
+        with ThreadPoolExecutor(4) as pool:
+            found = [*pool.map(lambda n: api.place({"P-00001": 1, "P-00002": 2}, f"{name}-{n}", name), range(count))]
+        with self._accepted.open("a") as file:
+            file.writelines(address.rpartition("/")[2] + "\n" for address in found)
+        return found
+
+    def are_settled(self, addresses: Sequence[str]) -> None:
+        """See that orders are settled, and that either version tells the same of each."""
+        for address in addresses:
+            told = self.new.decided(address)
+            assert (told["state"], told["total_cents"]) == ("settled", 137 + 2 * 174)
+            assert self.old.client.get(address).json() == told
+
+    def check(self) -> tuple[int, str]:
+        """Run `orders check` of the new version."""
+        options = (f"--accepted={self._accepted}", "--no-dead-letters")
+        return self._platform.finish("check", *options, **self._environment)
+
+    def stop(self) -> None:
+        """End all of them."""
+        for worker in (self.old_worker, self.new_worker):
+            worker.close()
+        self.old.stop()
+        if hasattr(self, "new"):
+            self.new.stop()
+
+
+@pytest.fixture
+def versions(platform: Platform, no_worker: Workers, tmp_path: Path) -> Iterator[Versions]:
+    for queue in (*QUEUES, DEAD_QUEUE):
+        platform.rabbitmq.take(queue)
+    versions = Versions(platform, Former(platform), tmp_path / "accepted")
+    yield versions
+    versions.stop()
+
+
+def test_the_service_of_two_migrations_ago_is_two_migrations_behind() -> None:
+    former = [migration.version for migration in load(Former.folder_of_it / "migrations")]
+    now = [migration.version for migration in load()]
+    assert former == now[: len(former)]
+    assert len(now) - len(former) >= 2
+
+
+def test_two_migrations_apart_old_and_new_replicas_and_workers_serve_side_by_side(
+    platform: Platform, versions: Versions, name: str
+) -> None:
+    before = versions.place(versions.old, f"{name}-before", 20)
+    # The deploy: the database first, while the old version takes and settles orders.
+    with ThreadPoolExecutor(1) as pool:
+        meanwhile = pool.submit(versions.place, versions.old, f"{name}-meanwhile", 150)
+        assert versions.run(platform, "migrate").count("applied") >= 2
+        new = versions.start_new()
+        meanwhile_placed = meanwhile.result()
+    versions.are_settled([*before, *meanwhile_placed])
+    # Orders of the new replica are settled by the old worker ...
+    versions.are_settled(versions.place(new, f"{name}-new-old", 20))
+    # ... those of the old replica by the new worker ...
+    versions.old_worker.stop()
+    waiting = versions.place(versions.old, f"{name}-old-new", 20)
+    assert versions.old.client.get(waiting[0]).json() == new.client.get(waiting[0]).json()
+    versions.new_worker.start()
+    versions.are_settled(waiting)
+    # ... and those of both by both, whichever gets them, once each.
+    versions.old_worker.start()
+    with ThreadPoolExecutor(2) as pool:
+        both = [*pool.map(lambda api: versions.place(api, f"{name}-both", 100), (versions.old, new))]
+    assert both[0] == both[1]
+    versions.are_settled(both[0])
+    # A key is one order's in both versions.
+    for one, other in ((versions.old, new), (new, versions.old)):
+        key = f"{name}-{one.url[-4:]}"
+        placed = one.place({"P-00003": 1}, key, name)
+        again = other.order({"P-00003": 2}, key, name)
+        assert again.status_code == 409 or other.decided(again.headers["location"])["refusal"] == "key_reused"
+        assert other.decided(placed)["state"] == "settled"
+    for api in (versions.old, new):
+        listed = api.client.get("/v1/orders", params={"limit": 200}, headers=api.bearer(f"{name}-both")).json()
+        assert {f"/v1/orders/{order['id']}" for order in listed["orders"]} == {*both[0]}
+    # The old version leaves, and orders that it took and settled go on: it would not know their states.
+    versions.old_worker.stop()
+    assert versions.old.process.stop() == 0
+    for action in ("shipment", "delivery"):
+        assert new.client.post(f"{before[0]}/{action}").status_code == 200
+    assert new.client.post(f"{before[1]}/cancellation").status_code == 200
+    status, output = versions.check()
+    assert (status, "warn" in output) == (0, False), output
 
 
 def test_the_service_may_sell_and_keep_the_catalogue_and_no_more(platform: Platform) -> None:

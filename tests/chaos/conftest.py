@@ -41,9 +41,9 @@ def whole(site: Site) -> None:
 
 
 @pytest.fixture
-def shelves(site: Site) -> dict[str, int]:
-    """Return how many pieces there are of each product, before anybody orders."""
-    return ledger.stock_up(site, SKUS)
+def shelves(site: Site) -> None:
+    """Have plenty of each product."""
+    ledger.stock_up(site, SKUS)
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ def deploy(image: str, archive: Path) -> None:
 
 def test_a_deploy_fails_nothing(site: Site, tmp_path: Path) -> None:
     """Every order is answered 202 during a deploy and during the way back, and all of them settle once."""
-    before = ledger.stock_up(site, SKUS)
+    ledger.stock_up(site, SKUS)
     first = json.loads((site.lab.state / "images.json").read_text(encoding="utf-8"))["orders"]
     archive = site.lab.state / "artifacts" / "orders.tar"
     other = tmp_path / "orders.tar"
@@ -39,9 +39,7 @@ def test_a_deploy_fails_nothing(site: Site, tmp_path: Path) -> None:
 
     load.during(events)
     assert [(attempt.status, attempt.error) for attempt in load.failed] == []
-    found = ledger.settled(site, load.name, load.accepted, SETTLE_SECONDS)
+    assert ledger.check(site, load.accepted, SETTLE_SECONDS).faults == []
+    found = ledger.outcome(site, load.name)
     assert found.settled == load.accepted
-    assert found.doubled == 0
     assert not found.refused
-    after = ledger.stock(site, SKUS)
-    assert {sku: before[sku] - after[sku] for sku in SKUS} == dict(found.sold)

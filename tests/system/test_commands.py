@@ -41,6 +41,14 @@ def test_logs_come_from_every_host_that_has_the_unit(site: Site) -> None:
     assert [host for host in site.groups["app"] if host not in shown] == []
 
 
+def test_orders_runs_a_command_of_the_service_and_checks_all_where_none_is_named(site: Site) -> None:
+    """With a replica's own settings and secrets, and what comes by the standard input."""
+    shown = freehold("orders").splitlines()
+    assert {line.split(":")[0] for line in shown} >= {"ok   once", "ok   stock", "ok   ledger", "ok   events"}
+    assert "ok   accepted: 0 orders, 0 of them decided" in freehold("orders", "check --accepted -", stdin="\n")
+    assert freehold("orders", "--host", site.groups["app"][-1], "dead-letters list") == ""
+
+
 def test_the_line_that_make_up_shows_places_an_order(site: Site) -> None:
     """As a newcomer copies it into a shell."""
     ledger.stock_up(site, ["SMOKE-1"])

@@ -336,13 +336,13 @@ def _account(settings: Settings, connection: Connection, report: Report, accepte
 
 
 def _read(path: str) -> Mapping[bytes, str]:
-    """Return the identifiers of a file, one a line, by what the content decides of them."""
+    """Return the identifiers of a file, or of the standard input for `-`, one a line, by what the content decides of them."""
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"{path} cannot be read: {error}") from error
     found = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line:
             continue
         try:

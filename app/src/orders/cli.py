@@ -151,7 +151,9 @@ def main() -> None:
     parting.set_defaults(run=_partitions)
     checking = commands.add_parser("check", help="see whether all that is written down fits together; 1: it does not")
     checking.add_argument(
-        "--accepted", metavar="FILE", help="identifiers of orders, one a line, none of which may be lost"
+        "--accepted",
+        metavar="FILE",
+        help="identifiers of orders, one a line, none of which may be lost; -: from the standard input",
     )
     checking.add_argument(
         "--outbox-seconds", type=_at_least(0), default=60, metavar="N", help="within which events are published"
