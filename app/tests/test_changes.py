@@ -256,6 +256,14 @@ def test_a_customer_sees_no_other_account(api: Api, name: str) -> None:
     assert api.client.get("/v1/accounts/revenue").status_code == 200
 
 
+@pytest.mark.parametrize("account", ["x", "customer:", "customer:%0A", "revenue%0A", "%C2%84"])
+def test_what_is_no_account_is_named(api: Api, account: str) -> None:
+    for path in (account, f"{account}/statement"):
+        answer = api.client.get(f"/v1/accounts/{path}")
+        assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
+        assert [error["field"] for error in answer.json()["errors"]] == ["account"]
+
+
 def test_operators_find_orders_by_customer_state_and_time(
     api: Api, worker: Workers, products: Products, name: str
 ) -> None:

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from litestar import Litestar, Router
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 
 from orders.access.controller import BrowserController
 from orders.access.guards import COMPONENTS, Guard, provide_caller, require_declarations
@@ -23,6 +22,7 @@ from orders.catalogue.service import Catalogue
 from orders.customers.controller import CustomerController, ProfileController
 from orders.customers.service import Profiles
 from orders.database import Database
+from orders.document import DocumentPlugin, name_all_methods
 from orders.events.controller import EventController
 from orders.events.service import Events
 from orders.events.stream import Hub
@@ -38,7 +38,11 @@ from orders.ordering.service import Orders
 from orders.problems import problem_response
 from orders.sealing import sealer
 from orders.settings import Settings
+from orders.tracing import Tracer
 from orders.web.pages import PageController
+from orders.webhooks.controller import WebhookController
+from orders.webhooks.service import Webhooks
+from orders.webhooks.targets import Targets
 
 
 def _shared(part: object) -> Provide:
@@ -61,6 +65,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
         ImproperlyConfiguredException: a route does not declare who may call it.
     """
     settings = settings or Settings.from_environment()
+    tracer = Tracer(settings, "orders-api")
     database = Database(settings)
     hints = Hints(settings)
     keys = Keys(settings, hints)
@@ -72,11 +77,14 @@ def create_app(settings: Settings | None = None) -> Instrument:
     identities = Identities(settings.hmac_keys())
     orders = Orders(identities, publisher, hints, database)
     catalogue = Catalogue(database, hints)
-    profiles = Profiles(database, sealer(settings))
+    seals = sealer(settings)
+    profiles = Profiles(database, seals)
+    targets = Targets(settings.webhooks())
     hub = Hub(settings)
 
     @asynccontextmanager
     async def connections(_app: Litestar) -> AsyncIterator[None]:
+        tracer.start()
         hints.start()
         keys.start()
         publisher.start()
@@ -85,11 +93,13 @@ def create_app(settings: Settings | None = None) -> Instrument:
         _at_sigterm(hub.drain)
         yield
         await hub.stop()
+        targets.close()
         if sessions:
             await sessions.stop()
         await publisher.stop()
         await keys.stop()
         await hints.stop()
+        await tracer.stop()
 
     parts = {
         "catalogue": catalogue,
@@ -99,6 +109,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
         "provider": provider,
         "sessions": sessions,
         "events": Events(hub, orders, database),
+        "webhooks": Webhooks(database, seals, targets),
         "publisher": publisher,
         "database": database,
         "keys": keys,
@@ -114,6 +125,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
                 OrderController,
                 PageController,
                 ProfileController,
+                WebhookController,
             ),
             *(livez, readyz, figures),
         ],
@@ -130,9 +142,10 @@ def create_app(settings: Settings | None = None) -> Instrument:
             openapi_router=Router(
                 "/v1/schema", route_handlers=[], include_in_schema=False, opt={"access": Access.PUBLIC}
             ),
-            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+            render_plugins=[DocumentPlugin(path="/openapi.json")],
         ),
         logging_config=None,
     )
     require_declarations(app)
-    return Instrument(app)
+    name_all_methods(app)
+    return Instrument(app, tracer)

@@ -25,6 +25,8 @@ def _serve(settings: Settings, _arguments: argparse.Namespace) -> None:
     settings.field_keys()
     settings.identity_provider()
     settings.browsers()
+    settings.traces()
+    settings.webhooks()
     Granian(
         "orders.asgi:create_app",
         factory=True,
@@ -43,6 +45,8 @@ def _serve(settings: Settings, _arguments: argparse.Namespace) -> None:
 def _work(settings: Settings, _arguments: argparse.Namespace) -> None:
     from orders.worker.run import work  # noqa: PLC0415
 
+    settings.field_keys()
+    settings.webhooks()
     asyncio.run(work(settings))
 
 

@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from uuid import UUID
 
+from opentelemetry.trace import SpanKind
 from valkey.asyncio.cluster import ClusterNode, ValkeyCluster
 
 from orders import metrics
 from orders.settings import Settings
+from orders.tracing import Attributes, span
 
 _LOG = logging.getLogger(__name__)
 _ANSWERED, _FAILED, _SPARED = (metrics.HINTS.labels(outcome) for outcome in ("answered", "failed", "spared"))
@@ -22,6 +24,7 @@ LIFETIME_SECONDS = 3600
 # So many calls of a node at once, each on a connection of its own; with one millisecond for each, thousands a second.
 MOST_CALLS = 4
 PREFIX = "orders:"
+VALKEY: Attributes = {"db.system.name": "valkey"}
 
 
 # Also how long an order may be shown as it was before, where Valkey forgets by a failover that it changed since.
@@ -106,15 +109,15 @@ class Hints:
         With a lifetime, in seconds, it is remembered for so long from now on.
         """
         if lifetime is None:
-            answer: bytes | None = await self._ask(key, lambda client: client.get(PREFIX + key))
+            answer: bytes | None = await self._ask("GET", key, lambda client: client.get(PREFIX + key))
         else:
-            answer = await self._ask(key, lambda client: client.getex(PREFIX + key, ex=lifetime))
+            answer = await self._ask("GETEX", key, lambda client: client.getex(PREFIX + key, ex=lifetime))
         return answer
 
     async def claim(self, key: str, value: bytes, lifetime: int = LIFETIME_SECONDS) -> bytes | None:
         """Remember the value for some seconds unless the key has one; return the one that it had."""
         answer: bytes | None = await self._ask(
-            key, lambda client: client.set(PREFIX + key, value, ex=lifetime, nx=True, get=True)
+            "SET", key, lambda client: client.set(PREFIX + key, value, ex=lifetime, nx=True, get=True)
         )
         return answer
 
@@ -131,11 +134,11 @@ class Hints:
             pipeline.expire(PREFIX + key, lifetime, nx=True)
             return pipeline.execute()
 
-        await self._ask(key, replace)
+        await self._ask("ZADD", key, replace)
 
     async def highest(self, key: str) -> tuple[bytes, int] | None:
         """Return the value of the highest version that is remembered under a key, and that version."""
-        answer = await self._ask(key, lambda client: client.zrange(PREFIX + key, -1, -1, withscores=True))
+        answer = await self._ask("ZRANGE", key, lambda client: client.zrange(PREFIX + key, -1, -1, withscores=True))
         return (answer[0][0], int(answer[0][1])) if answer else None
 
     async def remember(
@@ -151,9 +154,9 @@ class Hints:
         pipeline = client.pipeline()
         for key, value in values.items():
             pipeline.set(PREFIX + key, value, ex=lifetime, nx=if_absent)
-        return await self._under_deadline("pipeline", pipeline.execute()) is not None
+        return await self._under_deadline("SET", "pipeline", pipeline.execute()) is not None
 
-    async def _ask(self, key: str, command: Callable[[ValkeyCluster], Awaitable[Any]]) -> Any:  # noqa: ANN401
+    async def _ask(self, operation: str, key: str, command: Callable[[ValkeyCluster], Awaitable[Any]]) -> Any:  # noqa: ANN401
         client = self._client
         if client is None:
             return None
@@ -162,7 +165,7 @@ class Hints:
         except Exception:  # noqa: BLE001  (as below; no node has this key now)
             node = None
         name = node.name if node else ""
-        return None if self._spares(name) else await self._under_deadline(name, command(client))
+        return None if self._spares(name) else await self._under_deadline(operation, name, command(client))
 
     def _spares(self, node: str) -> bool:
         spares = self._calls[node] >= MOST_CALLS or asyncio.get_running_loop().time() < self._resting.get(node, 0.0)
@@ -170,11 +173,12 @@ class Hints:
             _SPARED.inc()
         return spares
 
-    async def _under_deadline(self, node: str, command: Awaitable[Any]) -> Any:  # noqa: ANN401
+    async def _under_deadline(self, operation: str, node: str, command: Awaitable[Any]) -> Any:  # noqa: ANN401
         self._calls[node] += 1
         try:
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                answer = await command
+            with span(operation, SpanKind.CLIENT, VALKEY):
+                async with asyncio.timeout(DEADLINE_SECONDS):
+                    answer = await command
         except Exception:  # noqa: BLE001  (whatever is wrong with a helper, no order fails for it; the figures tell)
             self._resting[node] = asyncio.get_running_loop().time() + REST_SECONDS
             _FAILED.inc()

@@ -1,4 +1,4 @@
-"""The months of events and ledger: those to come are made, old ones of events are set apart."""
+"""The months of events, deliveries and ledger: those to come are made, old ones are set apart, but for the ledger's."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,15 +10,15 @@ from orders.errors import CommandError
 from orders.migrations import connect_as_owner
 from orders.settings import Settings
 
-_PARENTS = ["event", "ledger_entry"]
+_PARENTS = ["event", "ledger_entry", "webhook_delivery"]
 _NAMES = """
 SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 WHERE i.inhparent IN (SELECT to_regclass('public.' || p) FROM unnest(%s::text[]) p)
 """
 # A month's end is in its bounds only.
 _OLD = r"""
-SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-WHERE i.inhparent = 'public.event'::regclass
+SELECT p.relname, c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class p ON p.oid = i.inhparent
+WHERE i.inhparent IN ('public.event'::regclass, 'public.webhook_delivery'::regclass)
     AND substring(pg_get_expr(c.relpartbound, c.oid) FROM $$TO \('([^']+)'\)$$)::timestamptz
         <= now() - make_interval(months => %s)
 ORDER BY c.relname
@@ -39,7 +39,7 @@ class Changed(NamedTuple):
 
 
 def keep(settings: Settings, *, months: int) -> Changed:
-    """Make this month's partitions and the next two's, and detach those of events that ended that many months ago or earlier.
+    """Make this month's partitions and the next two's, and detach those of events and of deliveries that ended that many months ago.
 
     What is detached stays as a table of its own, which no service reads. The ledger keeps all of its own: balances are sums over it.
 
@@ -54,13 +54,13 @@ def keep(settings: Settings, *, months: int) -> Changed:
             connection.execute("SELECT make_partitions()")
             made = [name for name in _names(connection, _NAMES, _PARENTS) if name not in before]
             detached, kept = [], []
-            for name in _names(connection, _OLD, months):
+            for parent, name in connection.execute(_OLD, (months,)).fetchall():
                 table = sql.Identifier(name)
-                row = connection.execute(sql.SQL(_UNPUBLISHED).format(table)).fetchone()
-                if row == (True,):  # the relay would never see them
-                    kept.append(name)
+                if parent == "event" and connection.execute(sql.SQL(_UNPUBLISHED).format(table)).fetchone() == (True,):
+                    kept.append(name)  # the relay would never see them
                     continue
-                connection.execute(sql.SQL("ALTER TABLE public.event DETACH PARTITION public.{}").format(table))
+                detach = sql.SQL("ALTER TABLE public.{} DETACH PARTITION public.{}")
+                connection.execute(detach.format(sql.Identifier(parent), table))
                 detached.append(name)
     except psycopg.Error as error:
         raise CommandError(f"The partitions stay as they are: {str(error).strip()}") from error

@@ -59,7 +59,7 @@ _AWAY_FOR_CHANGES = (
 )
 _NO_STORE = {"Cache-Control": "no-store"}
 _UNCHANGED = {304: ResponseSpec(None, description="What the client has, by its If-None-Match, is as it was.")}
-_MOST_VERSION = 2**63 - 1
+_MOST_VERSION = 2**53 - 1  # what JSON's numbers hold exactly
 
 _NEW_PRODUCT = msgspec.json.Decoder(NewProduct)
 _STOCK = msgspec.json.Decoder(Stock)

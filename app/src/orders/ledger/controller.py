@@ -1,5 +1,6 @@
 """HTTP interface of the ledger."""
 
+import re
 from typing import Annotated
 
 from litestar import Controller, Response, get
@@ -9,11 +10,12 @@ from litestar.params import FromPath, PathParameter, QueryParameter
 
 from orders.access.guards import BEARER
 from orders.access.schemas import Access, Caller
-from orders.errors import NotFoundError
+from orders.errors import BadRequestError, NotFoundError
 from orders.ledger.schemas import ACCOUNT_PATTERN, CURSOR_PATTERN, Account, Statement
 from orders.ledger.service import Ledger
 from orders.problems import problems
 
+_ACCOUNT = re.compile(ACCOUNT_PATTERN)
 _NO_STORE = {"Cache-Control": "no-store"}
 _ERRORS = problems(
     s400="The account or a parameter is malformed; `errors` names it.",
@@ -36,6 +38,8 @@ def _account(caller: Caller, name: str) -> str:
     own = f"customer:{caller.subject}"
     if name in {"me", own}:
         return own
+    if not _ACCOUNT.match(name):
+        raise BadRequestError("account", "is not me, revenue or customer:ID")
     if Access.OPERATOR not in caller.roles:
         raise NotFoundError(f"There is no account {name}.")
     return name

@@ -3,21 +3,26 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
+from uuid import UUID
 
 import msgspec
 import psycopg
+from opentelemetry.trace import SpanKind
 from psycopg import AsyncConnection
 
 from orders import metrics
-from orders.database import deadline
+from orders.database import Cursor, deadline
 from orders.events.relay import Relay
 from orders.hints import DECISION_SECONDS, Hints, decision_hint
 from orders.ordering.identity import CONTENT_BYTES, content
 from orders.ordering.schemas import Order, OrderMessage
 from orders.settings import Settings, SettingsError
+from orders.tracecontext import Trace, at, below
+from orders.tracing import Attributes, Recording, Tracer
+from orders.webhooks.delivery import Deliverer
 from orders.worker.consumer import Consumer, Delivery
 from orders.worker.server import start_server
 from orders.worker.settlement import probe, settle
@@ -31,6 +36,12 @@ LONGEST_WAIT_SECONDS = 2.0
 
 _DECODER = msgspec.json.Decoder(OrderMessage)
 _ENCODER = msgspec.json.Encoder()
+_SETTLE: Attributes = {
+    "messaging.system": "rabbitmq",
+    "messaging.operation.name": "settle",
+    "messaging.operation.type": "process",
+    "messaging.destination.name": "intake",
+}
 
 # An order that PostgreSQL refuses for what is in it. Any other error is the database's, and no order's fault.
 _ORDERS_FAULT = (psycopg.DataError, psycopg.IntegrityError)
@@ -56,6 +67,28 @@ def parse(body: bytes) -> OrderMessage:
     return message
 
 
+class _Placed(msgspec.Struct):
+    """What says to which trace a message belongs, whatever else it is."""
+
+    traceparent: str = ""
+
+
+_PLACED_DECODER = msgspec.json.Decoder(_Placed)
+
+
+def _trace(body: bytes) -> Trace | None:
+    try:
+        return below(_PLACED_DECODER.decode(body).traceparent)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _sampled(messages: Iterable[OrderMessage]) -> dict[UUID, Trace]:
+    """Return the traces of those that are sampled, by their orders."""
+    found = ((message.id, below(message.traceparent)) for message in messages if message.traceparent)
+    return {identifier: trace for identifier, trace in found if trace and trace.sampled}
+
+
 class Worker:
     """One process that settles orders. Any number of them can."""
 
@@ -64,6 +97,8 @@ class Worker:
         self._consumer = Consumer(settings)
         self._hints = Hints(settings)
         self._relay = Relay(settings)
+        self._tracer = Tracer(settings, "orders-worker")
+        self._deliverer = Deliverer(settings)
         self._stopping = asyncio.Event()
         self._connection: AsyncConnection | None = None
         self._paused = True
@@ -72,6 +107,7 @@ class Worker:
         """Finish the batch, acknowledge it, and leave."""
         self._stopping.set()
         self._consumer.wake()
+        self._deliverer.leave()
 
     def why_not_ready(self) -> str:
         """Return why no orders are settled now; empty if they are."""
@@ -81,8 +117,10 @@ class Worker:
 
     async def run(self) -> None:
         """Work until told to stop."""
+        self._tracer.start()
         self._hints.start()
         self._relay.start()
+        self._deliverer.start()
         wait = FIRST_WAIT_SECONDS
         while not self._stopping.is_set():
             try:
@@ -102,7 +140,9 @@ class Worker:
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
         await self._disconnect()
         await self._relay.stop()
+        await self._deliverer.stop()
         await self._hints.stop()
+        await self._tracer.stop()
 
     async def _work(self, batch: Sequence[Delivery]) -> None:
         dead: dict[int, Delivery] = {}
@@ -114,11 +154,20 @@ class Worker:
                 self._bury(delivery, dead, error)
             else:
                 orders.setdefault(message.id.bytes[:CONTENT_BYTES], (message, delivery))
-        with metrics.BATCH_SECONDS.time():
-            decided = await self._hold([*orders.values()], dead)
-        self._consumer.finish(batch, dead.values())
+        traces = _sampled(message for message, _ in orders.values())
+        attributes = {**_SETTLE, "messaging.batch.message_count": len(batch)}
+        with (
+            self._tracer.open([*traces.values()], "settle order", SpanKind.CONSUMER, attributes)
+            or nullcontext() as spans
+        ):
+            with metrics.BATCH_SECONDS.time():
+                decided = await self._hold([*orders.values()], dead)
+            self._consumer.finish(batch, dead.values())
+            if spans:
+                self._tell(spans, traces, decided)
         self._relay.poke()
-        self._count(decided, duplicates=len(batch) - len(dead) - len(decided), batch=len(batch))
+        duplicates = len(batch) - len(dead) - len(decided)
+        self._count(decided, traces if spans else {}, duplicates=duplicates, batch=len(batch))
         owners = {message.id: message.customer_id.encode() for message, _ in orders.values()}
         # Only where there is none: an order may have been changed by now, which is noted there.
         hints = {decision_hint(order.id): owners[order.id] + b"\n" + _ENCODER.encode(order) for order in decided}
@@ -157,13 +206,28 @@ class Worker:
                 decided += await self._settle(connection, [order], dead)
             return decided
 
-    @staticmethod
-    def _bury(delivery: Delivery, dead: dict[int, Delivery], error: Exception) -> None:
-        _LOG.error("A message goes to the dead letters: %s", error)
+    def _bury(self, delivery: Delivery, dead: dict[int, Delivery], error: Exception) -> None:
+        trace = _trace(delivery.body)
+        with at(trace):
+            _LOG.error("A message goes to the dead letters: %s", error)
+        # Errors are told of, sampled or not.
+        if trace and (span := self._tracer.open([trace], "bury message", SpanKind.CONSUMER, _SETTLE)):
+            span.fail(type(error).__qualname__)
+            span.end()
         dead[delivery.tag] = delivery
 
     @staticmethod
-    def _count(decided: Sequence[Order], *, duplicates: int, batch: int) -> None:
+    def _tell(spans: Recording, traces: Mapping[UUID, Trace], decided: Sequence[Order]) -> None:
+        """Have each sampled order's span and a log line say what it came to."""
+        outcomes = {order.id: str(order.refusal or order.state) for order in decided}
+        each = [(identifier, trace, outcomes.get(identifier, "known before")) for identifier, trace in traces.items()]
+        spans.note_each([{"messaging.message.id": str(order), "orders.outcome": outcome} for order, _, outcome in each])
+        for order, trace, outcome in each:
+            with at(trace):
+                _LOG.info("Order %s is %s", order, outcome)
+
+    @staticmethod
+    def _count(decided: Sequence[Order], traces: Mapping[UUID, Trace], *, duplicates: int, batch: int) -> None:
         now = datetime.now(UTC)
         metrics.BATCH_ORDERS.observe(batch)
         metrics.SETTLED.labels("known before").inc(duplicates)
@@ -171,7 +235,9 @@ class Worker:
         for order in decided:
             metrics.SETTLED.labels(order.refusal or order.state).inc()
             if order.accepted_at:
-                metrics.SETTLEMENT_LAG.observe((now - order.accepted_at).total_seconds())
+                trace = traces.get(order.id)
+                exemplar = {"trace_id": trace.trace_id} if trace else None
+                metrics.SETTLEMENT_LAG.observe((now - order.accepted_at).total_seconds(), exemplar)
 
     async def _connect(self) -> AsyncConnection:
         """Return a connection by which orders can be settled.
@@ -181,7 +247,10 @@ class Worker:
         """
         if self._connection is None or self._connection.closed:
             connection = await AsyncConnection.connect(
-                self._settings.conninfo(self._settings.database_url), autocommit=True, prepare_threshold=None
+                self._settings.conninfo(self._settings.database_url),
+                autocommit=True,
+                prepare_threshold=None,
+                cursor_factory=Cursor,
             )
             try:
                 with deadline(connection, SETTLE_SECONDS):
