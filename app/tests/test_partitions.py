@@ -72,11 +72,8 @@ def test_old_months_of_events_are_detached_once_published_and_never_dropped(
     since_march = (
         (now.year - 2020) * 12 + now.month - 3
     )  # whole months from the end of February 2020 to this month's begin
-    out = "closed ledger_entry_2020_01
-detached event_2020_01
-detached webhook_delivery_2020_01
-"
-    assert keep(platform, since_march + 1) == (0, out)
+    done = "closed ledger_entry_2020_01\ndetached event_2020_01\ndetached webhook_delivery_2020_01\n"
+    assert keep(platform, since_march + 1) == (0, done)
     assert attached(months, "event") == ["2020_02", "2020_03"]
     status, output = keep(platform, since_march)
     assert (status, output) == (1, "orders: event_2020_02 stays: it has events that are not published\n")

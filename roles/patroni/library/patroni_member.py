@@ -357,7 +357,10 @@ class Databases:
             self._pooler(cursor, pooler)
             if monitor not in known:
                 self._change(
-                    cursor, f"made the role {monitor}", f'CREATE ROLE "{monitor}" LOGIN', f'GRANT pg_monitor TO "{monitor}"'
+                    cursor,
+                    f"made the role {monitor}",
+                    f'CREATE ROLE "{monitor}" LOGIN',
+                    f'GRANT pg_monitor TO "{monitor}"',
                 )
             self._access(cursor, "postgres", [pooler, "rewind", monitor])
             cursor.execute("SELECT datname, pg_get_userbyid(datdba) FROM pg_database")
