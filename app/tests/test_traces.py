@@ -328,7 +328,7 @@ def test_every_answer_has_the_identifiers_of_request_and_trace(api: Api, traced:
     ],
 )
 def test_what_is_no_traceparent_begins_another_trace(traced: Api, given: str | None) -> None:
-    answer = traced.client.get("/v1/products", headers={} if given is None else {"traceparent": given})
+    answer = traced.client.get("/livez", headers={} if given is None else {"traceparent": given})
     assert answer.status_code == 200
     assert is_valid(answer.headers["traceresponse"])
     assert answer.headers["trace-id"] != "0af7651916cd43dd8448eb211c80319c"
@@ -337,7 +337,7 @@ def test_what_is_no_traceparent_begins_another_trace(traced: Api, given: str | N
 
 def test_a_traceparent_of_a_later_version_is_understood(traced: Api) -> None:
     given = "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00-more"
-    answer = traced.client.get("/v1/products", headers={"traceparent": given})
+    answer = traced.client.get("/livez", headers={"traceparent": given})
     assert answer.headers["trace-id"] == "0af7651916cd43dd8448eb211c80319c"
 
 
@@ -460,7 +460,7 @@ def test_a_service_stops_in_time_while_its_collector_hangs_and_sends_what_is_lef
                     time.sleep(1.5)
                     started = time.monotonic()
                     assert asked.stop() == 0
-                    assert time.monotonic() - started < 4
+                    assert time.monotonic() - started < 8
             else:
                 assert asked.client.get("/v1/products", headers=headers).status_code == 200
                 assert asked.stop() == 0

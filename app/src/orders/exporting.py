@@ -21,7 +21,7 @@ _EXPORTED, _FAILED, _DROPPED = (metrics.SPANS.labels(outcome) for outcome in ("e
 LINGER_SECONDS = 1.0
 EXPORT_SECONDS = 2.0
 REST_SECONDS = 5.0  # after a batch that was not taken
-FLUSH_SECONDS = 1.0  # for what is left at the end
+FLUSH_SECONDS = 2.0  # for what is left at the end
 COMPLAIN_SECONDS = 60.0
 MOST_WAITING = 1024
 MOST_AT_ONCE = 128  # while they are encoded nothing else runs: some milliseconds
@@ -78,7 +78,7 @@ class Exporting(SpanProcessor):
             self._wake.set()
 
     def stop(self) -> None:
-        """Send what is left, and return after a second at the latest."""
+        """Send what is left, and return after two seconds at the latest."""
         self._stopping.set()
         self._wake.set()
         self._thread.join(FLUSH_SECONDS)

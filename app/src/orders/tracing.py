@@ -151,7 +151,7 @@ class Tracer:
             self._exporting = Exporting(self._traces.endpoint, self._settings.ca_file, self._service)
 
     async def stop(self) -> None:
-        """Send what is left, as far as the collector takes it within a second."""
+        """Send what is left, as far as the collector takes it within two seconds."""
         if self._exporting:
             await asyncio.to_thread(self._exporting.stop)
 
