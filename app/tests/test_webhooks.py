@@ -741,7 +741,7 @@ def test_an_endpoint_that_hangs_holds_up_no_other(
 
 
 def test_what_was_answered_is_written_down_once_the_database_is_back(
-    platform: Platform, customer: Customer, worker: Workers, receiver: Receiver
+    platform: Platform, customer: Customer, worker: Workers, receiver: Receiver, connection: psycopg.Connection
 ) -> None:
     endpoint = customer.webhook(receiver.url)
     receiver.hold.clear()
@@ -750,7 +750,8 @@ def test_what_was_answered_is_written_down_once_the_database_is_back(
     with frozen(platform.postgres):
         receiver.hold.set()
         time.sleep(2.5)
-    settled(endpoint, ["delivered"], 20)
+    states = "SELECT state FROM webhook_delivery WHERE endpoint_id = %s"
+    wait_until(lambda: connection.execute(states, (endpoint.id,)).fetchall() == [("delivered",)], "the note of it", 15)
     assert len(receiver.of(order)) == 1
 
 
