@@ -89,6 +89,8 @@ def _artifacts(run: Run, current: Phase) -> None:
     state = next(iter(playbooks.variables(run.inventory, "all", "topology_state_dir").values()))["topology_state_dir"]
     current.run([sys.executable, "-m", "freehold.artifacts", f"{state}/artifacts"], run.log("artifacts"), cwd=ROOT)
     current.text = run.log("artifacts").read_text().strip().rpartition("\n")[2]
+    skipped: dict[str, str] = json.loads((Path(state) / "artifacts/skipped.json").read_text())
+    run.skipped += [{"name": name, "reason": reason} for name, reason in skipped.items()]
 
 
 def _validate(run: Run, current: Phase) -> None:

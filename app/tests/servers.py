@@ -37,6 +37,8 @@ DEFAULT_PRIVILEGES = (
 START_SECONDS = 90.0
 QUEUES = ("intake-1", "intake-2", "intake-3")
 DEAD_QUEUE = "intake-dead"
+EVENTS_QUEUE, DUE_QUEUE = "webhook-events", "webhook-due"
+RETRY_QUEUES = tuple(f"webhook-retry-{step}" for step in range(1, 6))
 QUEUE_ARGUMENTS = {
     "x-queue-type": "quorum",
     "x-quorum-initial-group-size": 3,
@@ -46,6 +48,9 @@ QUEUE_ARGUMENTS = {
 }
 
 STREAM_LIMITS = {"max-age": "7D", "max-length-bytes": 536870912, "stream-max-segment-size-bytes": 33554432}
+
+# What has waited long enough in one of the queues for it.
+WAITS = {"dead-letter-exchange": "", "dead-letter-routing-key": DUE_QUEUE}
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = START_SECONDS) -> None:
@@ -114,6 +119,15 @@ class Process:
         return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
 
 
+def waiting(connection: psycopg.Connection) -> int:
+    """Return how many events are not published."""
+    row = connection.execute(
+        "SELECT count(*) FROM event e, relay r WHERE (e.xid, e.id) > (r.xid, r.id) AND r.name = 'events'"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 @contextmanager
 def frozen(*processes: Process) -> Iterator[None]:
     """Stop processes as a power cut does to those who talk to them: no answer, no end of the connection."""
@@ -134,7 +148,7 @@ class Certificates:
         self.ca, self.key, self.certificate = folder / "ca.crt", folder / "server.key", folder / "server.crt"
         names = folder / "names"
         names.write_text(
-            "subjectAltName=DNS:postgres.freehold.internal,DNS:localhost,IP:127.0.0.1\n"
+            "subjectAltName=DNS:postgres.freehold.internal,DNS:localhost,DNS:*.hooks.test,IP:127.0.0.1,IP:127.7.0.1\n"
             "authorityKeyIdentifier=keyid\nbasicConstraints=CA:FALSE\n"
         )
         usage = "keyUsage=critical,keyCertSign,cRLSign"
@@ -398,10 +412,16 @@ class RabbitMQ:
             f'rabbit_auth_backend_internal:add_user(<<"orders">>, <<"{PASSWORD}">>, <<"tests">>),'
             "P = fun(User, Configure, Write, Read) -> rabbit_auth_backend_internal:set_permissions("
             'User, <<"orders">>, Configure, Write, Read, <<"tests">>) end,'
-            'P(<<"orders">>, <<"^$">>, <<"^(amq\\.default|events)$">>, <<"^(intake-([123]|dead)|events)$">>),'
+            'P(<<"orders">>, <<"^$">>, <<"^(amq\\.default|events)$">>, <<"^(intake-([123]|dead)|events|webhook-(events|due))$">>),'
             'P(<<"guest">>, <<".*">>, <<".*">>, <<".*">>).',
         )
         self.ctl("set_policy", "-p", "orders", "events", "^events$", json.dumps(STREAM_LIMITS), "--apply-to", "streams")
+        policies: dict[str, tuple[str, dict[str, object]]] = {
+            "webhook": ("^webhook-(events|due)$", {"delivery-limit": -1}),
+            **{queue: (f"^{queue}$", {**WAITS, "message-ttl": 60000}) for queue in RETRY_QUEUES},
+        }
+        for name, (pattern, definition) in policies.items():
+            self.ctl("set_policy", "-p", "orders", name, pattern, json.dumps(definition), "--apply-to", "quorum_queues")
         for port, queue in zip(self.ports, QUEUES, strict=True):
             with self.connect(port) as connection:
                 channel = connection.channel()
@@ -413,6 +433,9 @@ class RabbitMQ:
                     channel.exchange_declare("events", "topic", durable=True)
                     channel.queue_declare("events", durable=True, arguments={"x-queue-type": "stream"})
                     channel.queue_bind("events", "events", "#")
+                    for each in (EVENTS_QUEUE, DUE_QUEUE, *RETRY_QUEUES):
+                        channel.queue_declare(each, durable=True, arguments={"x-queue-type": "quorum"})
+                    channel.queue_bind(EVENTS_QUEUE, "events", "order.*")
                 channel.queue_declare(queue, durable=True, arguments=QUEUE_ARGUMENTS)
 
     @staticmethod
@@ -443,13 +466,13 @@ class RabbitMQ:
             channel = connection.channel()
             return sum(channel.queue_declare(queue, passive=True).method.message_count for queue in queues)
 
-    def publish(self, queue: str, *bodies: bytes) -> None:
+    def publish(self, queue: str, *bodies: bytes, kind: str | None = None) -> None:
         """Put messages into a queue, confirmed."""
         with self.connect() as connection:
             channel = connection.channel()
             channel.confirm_delivery()
             for body in bodies:
-                channel.basic_publish("", queue, body, pika.BasicProperties(delivery_mode=2), mandatory=True)
+                channel.basic_publish("", queue, body, pika.BasicProperties(delivery_mode=2, type=kind), mandatory=True)
 
     def take(self, queue: str) -> list[bytes]:
         """Take every message out of a queue."""

@@ -60,6 +60,11 @@ class Platform:
             "ORDERS_VALKEY_SESSION_NODES": self.valkey_sessions.addresses,
             "ORDERS_SECRETS_DIR": str(self.secrets),
             "ORDERS_CA_FILE": str(self.certificates.ca),
+            # Where tests listen. Nothing of this is set in production.
+            "ORDERS_WEBHOOK_NETWORKS": "127.7.0.0/16",
+            "ORDERS_WEBHOOK_PORTS": "443,9443,9080",
+            "ORDERS_WEBHOOK_CA_FILE": str(self.certificates.ca),
+            "ORDERS_WEBHOOK_RETRY_SECONDS": "0.5,1,1.5,2,2.5",
         }
 
     def run(self, *arguments: str, **environment: str) -> Process:

@@ -78,6 +78,16 @@ ROUTES = {
     ("GET", "/v1/accounts/{account}/statement"): Row(EITHER),
     ("GET", "/v1/orders/{order_id}/events"): Row(EITHER),
     ("GET", "/v1/events"): Row(EITHER),
+    # None that is there: what one may do with one's own and with others', test_webhooks.py says.
+    ("GET", "/v1/webhooks"): Row(EITHER),
+    ("POST", "/v1/webhooks"): Row(EITHER, 400),
+    ("GET", "/v1/webhooks/{webhook_id}"): Row(EITHER, 404),
+    ("PATCH", "/v1/webhooks/{webhook_id}"): Row(EITHER, 404),
+    ("DELETE", "/v1/webhooks/{webhook_id}"): Row(EITHER, 404),
+    ("POST", "/v1/webhooks/{webhook_id}/secret"): Row(EITHER, 404),
+    ("GET", "/v1/webhooks/{webhook_id}/deliveries"): Row(EITHER, 404),
+    ("POST", "/v1/webhooks/{webhook_id}/deliveries/{event_id}/replay"): Row(EITHER, 404),
+    ("POST", "/v1/webhooks/{webhook_id}/replay"): Row(EITHER, 404),
 }
 BODIES: dict[tuple[str, str], dict[str, object]] = {
     ("POST", "/v1/orders"): {"lines": [{"sku": "P-00023", "quantity": 1}]},
@@ -94,6 +104,9 @@ BODIES: dict[tuple[str, str], dict[str, object]] = {
         "name": "Ada Example",
         "address": {"lines": ["12 Example Street"], "city": "Exampleton", "postal_code": "", "country": "IE"},
     },
+    ("POST", "/v1/webhooks"): {"url": "https://127.0.0.1/"},
+    ("PATCH", "/v1/webhooks/{webhook_id}"): {"enabled": True},
+    ("POST", "/v1/webhooks/{webhook_id}/replay"): {"since": "2026-01-01T00:00:00Z"},
 }
 
 # Makes a token for a role that is right but for one thing.
@@ -220,6 +233,7 @@ def request(route: tuple[str, str], order: str) -> tuple[str, str, dict[str, obj
     body = BODIES.get(route)
     sku = "P-00001" if body is None else "P-00098"
     places = {"order_id": order, "customer_id": "c1", "path": "nothing", "name": "nothing", "account": "me"}
+    places |= {"webhook_id": "01980000-0000-7000-8000-000000000000", "event_id": "1"}
     path = path.format(sku=sku, **places)
     if path.endswith("/events"):
         path += "?wait=false"  # a stream that ends
@@ -389,7 +403,7 @@ def test_another_customers_order_is_not_found_like_one_that_never_was(
     others, nobodys = get(address, f"{name}-other"), get(unknown, f"{name}-other")
     for answer, path in ((others, address), (nobodys, unknown)):
         problem = answer.json()
-        del problem["request_id"]
+        del problem["request_id"], problem["trace_id"]
         assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
         detail = f"No order has the id '{path.removeprefix('/v1/orders/')}'."
         assert problem == {"status": 404, "title": "Not Found", "detail": detail}

@@ -238,7 +238,7 @@ def test_a_key_that_is_not_there_is_named_in_the_log_and_the_service_goes_on(
     other = keys.serve("another key, as long as it has to be, or more")
     answer = Customer(other, customer.name).get()
     assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
-    assert set(answer.json()) == {"status", "title", "request_id"}
+    assert set(answer.json()) == {"status", "title", "request_id", "trace_id"}
     log = other.process.log.read_text()
     assert f"customer.name of {customer.name} is sealed by the key {sealed[0][1:5].hex()}, which is not here" in log
     assert other.ready()

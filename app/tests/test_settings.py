@@ -32,6 +32,24 @@ def test_a_wrong_setting_is_named(change: dict[str, str | None], named: str) -> 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        ({"ORDERS_WEBHOOK_PORTS": ""}, "ORDERS_WEBHOOK_PORTS"),
+        ({"ORDERS_WEBHOOK_PORTS": "443,https"}, "ORDERS_WEBHOOK_PORTS: '443,https' is not"),
+        ({"ORDERS_WEBHOOK_PORTS": "443,65536"}, "ORDERS_WEBHOOK_PORTS"),
+        ({"ORDERS_WEBHOOK_PORTS": "inf"}, "ORDERS_WEBHOOK_PORTS"),
+        ({"ORDERS_WEBHOOK_NETWORKS": "10.0.0.1/8"}, "ORDERS_WEBHOOK_NETWORKS: '10.0.0.1/8' is no network"),
+        ({"ORDERS_WEBHOOK_RETRY_SECONDS": "5,60"}, "ORDERS_WEBHOOK_RETRY_SECONDS: '5,60' is not 5 numbers"),
+        ({"ORDERS_WEBHOOK_RETRY_SECONDS": "5,60,600,3600,nan"}, "ORDERS_WEBHOOK_RETRY_SECONDS"),
+        ({"ORDERS_WEBHOOK_FAILURE_SECONDS": "0"}, "ORDERS_WEBHOOK_FAILURE_SECONDS is 0"),
+    ],
+)
+def test_no_webhook_is_sent_by_settings_that_mean_nothing(change: dict[str, str], named: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(named)):
+        Settings.from_environment({**GOOD, **change}).webhooks()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
         ({"ORDERS_OIDC_ISSUER": ""}, "ORDERS_OIDC_ISSUER is empty"),
         ({"ORDERS_OIDC_JWKS_URL": ""}, "ORDERS_OIDC_JWKS_URL is empty"),
         ({"ORDERS_OIDC_AUDIENCE": ""}, "ORDERS_OIDC_AUDIENCE is empty"),

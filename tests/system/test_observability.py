@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import time
+import uuid
 from collections.abc import Iterator
+from functools import partial
+from urllib.parse import urlencode
 
 import pytest
 
@@ -13,13 +19,15 @@ from tests.support.watch import Message
 JOBS = {
     "node": ["all"],
     "haproxy": ["edge"],
-    "host_proxy": ["app", "identity", "registry"],
+    "host_proxy": ["app", "identity", "registry", "jaeger", "loki"],
     "etcd": ["etcd"],
     "patroni": ["postgres"],
     "rabbitmq": ["rabbitmq"],
     "rabbitmq_queues": ["rabbitmq"],
     "prometheus": ["prometheus"],
     "alertmanager": ["alertmanager"],
+    "jaeger": ["jaeger"],
+    "loki": ["loki"],
 }
 SERVICES = ("orders-api", "orders-worker")
 # Two scrapes, for a target that was just there.
@@ -84,6 +92,7 @@ def test_every_rule_is_evaluated_without_error(site: Site) -> None:
         "prometheus_notifications_alertmanagers_discovered > 0",
         "prometheus_rule_evaluation_failures_total",
         "alertmanager_notifications_failed_total",
+        "loki_distributor_lines_received_total > 0",
     ],
 )
 def test_what_alerts_ask_for_is_there(site: Site, figure: str) -> None:
@@ -103,6 +112,111 @@ def test_only_prometheus_is_told_figures(site: Site) -> None:
             except HostError:
                 continue
             assert "# HELP" not in answer
+
+
+def otlp(trace: str) -> str:
+    """Return one span as OTLP's JSON."""
+    now = time.time_ns()
+    span = {
+        "traceId": trace,
+        "spanId": trace[:16],
+        "name": "test",
+        "startTimeUnixNano": str(now - 1000),
+        "endTimeUnixNano": str(now),
+    }
+    service = {"attributes": [{"key": "service.name", "value": {"stringValue": "test"}}]}
+    return json.dumps({"resourceSpans": [{"resource": service, "scopeSpans": [{"spans": [span]}]}]})
+
+
+def has_trace(site: Site, trace: str) -> list[str]:
+    """Return a complaint unless one of the hosts that keep traces has this one."""
+    for host in site.groups["jaeger"]:
+        found = json.loads(site.ask(host, f"curl -sS -m 5 127.0.0.1:16686/api/traces/{trace}"))
+        if found["data"] and found["data"][0]["spans"][0]["operationName"] == "test":
+            return []
+    return [f"no host of {site.groups['jaeger']} has the trace {trace}"]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_what_a_replica_sends_is_kept(site: Site, service: str) -> None:
+    """From each service's own network on each app host, by the way that its containers have."""
+    number = {"orders-api": 1, "orders-worker": 2}[service]
+    for host in site.groups["app"]:
+        trace = uuid.uuid4().hex
+        # In the container's network, where the image has no curl.
+        process = f"$(sudo podman inspect --format '{{{{.State.Pid}}}}' {service}-1)"
+        post = f"curl -sS -m 5 -f -H 'Content-Type: application/json' -d @- http://10.89.{number}.1:15418/v1/traces"
+        site.ask(host, f"sudo nsenter --target {process} --net {post}", otlp(trace))
+        watch.wait_for(partial(has_trace, site, trace), 5, 0.5)
+
+
+@pytest.mark.parametrize("figure", ["exporter_send_failed", "receiver_refused"])
+def test_what_jaeger_would_lose_is_counted(site: Site, figure: str) -> None:
+    """By the names that its alert asks for; they are there once a span was sent, as above."""
+    name = f'otelcol_{figure}_spans_total{{job="jaeger"}}'
+    watch.wait_for(lambda: [] if watch.query(site, name) else [f"{name}: nothing"], SEEN_SECONDS)
+
+
+def test_only_app_hosts_proxies_write_traces(site: Site) -> None:
+    """Another certificate is refused, another tier is not let through, and nothing is read from other hosts."""
+    keeper, app, data = (site.groups[group][0] for group in ("jaeger", "app", "data"))
+    trace = uuid.uuid4().hex
+    address = f"https://{site.addresses[keeper]}:4318/v1/traces"
+    post = " -o /dev/null -w '%{http_code}' -H 'Content-Type: application/json' -d " + shlex.quote(otlp(trace))
+    assert site.ask(app, watch.curl("host_proxy", address) + post) == "200"
+    watch.wait_for(partial(has_trace, site, trace), 5, 0.5)
+    assert site.ask(app, watch.curl("node_exporter", address) + post) == "403"
+    read = f"https://{site.addresses[keeper]}:4318/api/traces/{trace}"
+    assert site.ask(app, watch.curl("host_proxy", read) + " -o /dev/null -w '%{http_code}'") == "404"
+    for host, port in ((data, 4318), (app, 16686)):
+        with pytest.raises(HostError, match=r"timed out|refused"):
+            site.ask(host, f"curl -sS -m 3 http://{site.addresses[keeper]}:{port}/")
+
+
+def lines(site: Site, query: str, keeper: str = "") -> list[tuple[dict[str, str], str]]:
+    """Return what a Loki has of the last hour, each line with its labels, as a Prometheus server's host may ask."""
+    keeper = keeper or site.groups["loki"][0]
+    address = f"https://{site.addresses[keeper]}:3100/loki/api/v1/query_range?{urlencode({'query': query})}"
+    found = json.loads(site.ask(site.groups["prometheus"][0], watch.curl("prometheus", address)))["data"]["result"]
+    return [(stream["stream"], text) for stream in found for _, text in stream["values"]]
+
+
+def test_a_line_of_any_host_is_found_within_five_seconds(site: Site) -> None:
+    """In every Loki, with the labels of its host, unit and level."""
+    token = f"token-{uuid.uuid4().hex}"
+    run = "sudo systemd-run --quiet --collect --unit=test-token --property=SyslogLevel=err"
+    said = site.ask_all(site.addresses, f"{run} echo {token}")
+    written = time.monotonic()
+    assert [host for host, answer in said.items() if isinstance(answer, HostError)] == []
+
+    def missing() -> list[str]:
+        complaints = []
+        for keeper in site.groups["loki"]:
+            found = {labels["host"]: labels for labels, _ in lines(site, f'{{level="err"}} |= "{token}"', keeper)}
+            complaints += [f"{keeper}: nothing of {host}" for host in set(site.addresses) - set(found)]
+            complaints += [f"{labels}" for labels in found.values() if labels["unit"] != "test-token"]
+            complaints += [f"{host}: {found[host]}" for host in found if found[host]["tier"] not in site.groups]
+        return complaints
+
+    watch.wait_for(missing, 5 - (time.monotonic() - written), 0.3)
+
+
+def test_lines_of_containers_have_their_own_level_and_fields(site: Site) -> None:
+    """A request that the service warns of, or tells of, is found by the service's name and a field of its JSON."""
+    found = lines(site, '{service="orders-worker", level="info"} | json | logger=~"orders.*"')
+    assert found
+    assert all(json.loads(text)["level"] == "INFO" for _, text in found)
+
+
+def test_only_hosts_write_logs_and_only_prometheus_reads_them(site: Site) -> None:
+    """Another certificate of the same authority is refused."""
+    keeper, data = site.groups["loki"][0], site.groups["data"][0]
+    address = f"https://{site.addresses[keeper]}:3100/loki/api/v1"
+    code = " -o /dev/null -w '%{http_code}'"
+    post = f"{code} -H 'Content-Type: application/json' -d '{{\"streams\":[]}}'"
+    assert site.ask(data, watch.curl("syslog_ng", f"{address}/push") + post) in ("204", "422")
+    assert site.ask(data, watch.curl("node_exporter", f"{address}/push") + post) == "403"
+    assert site.ask(data, watch.curl("syslog_ng", f"{address}/labels") + code) == "403"
 
 
 @pytest.fixture

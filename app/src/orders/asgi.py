@@ -38,7 +38,11 @@ from orders.ordering.service import Orders
 from orders.problems import problem_response
 from orders.sealing import sealer
 from orders.settings import Settings
+from orders.tracing import Tracer
 from orders.web.pages import PageController
+from orders.webhooks.controller import WebhookController
+from orders.webhooks.service import Webhooks
+from orders.webhooks.targets import Targets
 
 
 def _shared(part: object) -> Provide:
@@ -61,6 +65,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
         ImproperlyConfiguredException: a route does not declare who may call it.
     """
     settings = settings or Settings.from_environment()
+    tracer = Tracer(settings, "orders-api")
     database = Database(settings)
     hints = Hints(settings)
     keys = Keys(settings, hints)
@@ -72,11 +77,14 @@ def create_app(settings: Settings | None = None) -> Instrument:
     identities = Identities(settings.hmac_keys())
     orders = Orders(identities, publisher, hints, database)
     catalogue = Catalogue(database, hints)
-    profiles = Profiles(database, sealer(settings))
+    seals = sealer(settings)
+    profiles = Profiles(database, seals)
+    targets = Targets(settings.webhooks())
     hub = Hub(settings)
 
     @asynccontextmanager
     async def connections(_app: Litestar) -> AsyncIterator[None]:
+        tracer.start()
         hints.start()
         keys.start()
         publisher.start()
@@ -85,11 +93,13 @@ def create_app(settings: Settings | None = None) -> Instrument:
         _at_sigterm(hub.drain)
         yield
         await hub.stop()
+        targets.close()
         if sessions:
             await sessions.stop()
         await publisher.stop()
         await keys.stop()
         await hints.stop()
+        await tracer.stop()
 
     parts = {
         "catalogue": catalogue,
@@ -99,6 +109,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
         "provider": provider,
         "sessions": sessions,
         "events": Events(hub, orders, database),
+        "webhooks": Webhooks(database, seals, targets),
         "publisher": publisher,
         "database": database,
         "keys": keys,
@@ -114,6 +125,7 @@ def create_app(settings: Settings | None = None) -> Instrument:
                 OrderController,
                 PageController,
                 ProfileController,
+                WebhookController,
             ),
             *(livez, readyz, figures),
         ],
@@ -136,4 +148,4 @@ def create_app(settings: Settings | None = None) -> Instrument:
     )
     require_declarations(app)
     name_all_methods(app)
-    return Instrument(app)
+    return Instrument(app, tracer)

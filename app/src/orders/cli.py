@@ -25,6 +25,8 @@ def _serve(settings: Settings, _arguments: argparse.Namespace) -> None:
     settings.field_keys()
     settings.identity_provider()
     settings.browsers()
+    settings.traces()
+    settings.webhooks()
     Granian(
         "orders.asgi:create_app",
         factory=True,
@@ -43,6 +45,8 @@ def _serve(settings: Settings, _arguments: argparse.Namespace) -> None:
 def _work(settings: Settings, _arguments: argparse.Namespace) -> None:
     from orders.worker.run import work  # noqa: PLC0415
 
+    settings.field_keys()
+    settings.webhooks()
     asyncio.run(work(settings))
 
 
@@ -63,9 +67,11 @@ def _seed(settings: Settings, arguments: argparse.Namespace) -> None:
 def _partitions(settings: Settings, arguments: argparse.Namespace) -> None:
     from orders.partitions import keep  # noqa: PLC0415
 
-    changed = keep(settings, months=arguments.keep_months)
+    changed = keep(settings, months=arguments.keep_months, ledger_months=arguments.keep_ledger_months)
     for name in changed.made:
         print(f"made {name}")
+    for name in changed.closed:
+        print(f"closed {name}")
     for name in changed.detached:
         print(f"detached {name}")
     for name in changed.kept:
@@ -127,13 +133,21 @@ def main() -> None:
     seeding.add_argument("--customers", type=int, default=0)
     seeding.add_argument("--stock", type=int, default=1_000_000)
     seeding.set_defaults(run=_seed)
-    text = "make the partitions of the months to come, and detach those of events that ended N months ago"
+    text = "make the partitions of the months to come, close those of the ledger that are over, and detach old ones"
     parting = commands.add_parser(
         "partitions",
         help=text,
-        description=f"{text}. A detached one stays as a table of its own. The ledger's are never detached: balances need them.",
+        description=f"{text}. A detached one stays as a table of its own; balances keep what a closed month brought.",
     )
-    parting.add_argument("--keep-months", type=_at_least(1), required=True, metavar="N")
+    parting.add_argument(
+        "--keep-months", type=_at_least(1), required=True, metavar="N", help="detach events that ended N months ago"
+    )
+    parting.add_argument(
+        "--keep-ledger-months",
+        type=_at_least(1),
+        metavar="N",
+        help="the same of the ledger, which else keeps its months",
+    )
     parting.set_defaults(run=_partitions)
     checking = commands.add_parser("check", help="see whether all that is written down fits together; 1: it does not")
     checking.add_argument(

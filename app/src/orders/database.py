@@ -5,16 +5,21 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from typing import TypeVar
+from functools import cached_property
+from typing import Any, Self, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection
+from opentelemetry.trace import SpanKind
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.rows import Row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from orders import metrics
 from orders.settings import Settings
+from orders.tracing import Attributes, sampled, span
 
 T = TypeVar("T")
+_POSTGRESQL: Attributes = {"db.system.name": "postgresql", "db.namespace": "orders"}
 
 POOL_SECONDS = 0.4
 QUERY_SECONDS = 0.8
@@ -42,16 +47,46 @@ async def _check(connection: AsyncConnection) -> None:
         await AsyncConnectionPool.check_connection(connection)
 
 
+class Cursor(AsyncCursor[Row]):
+    """A cursor whose statements are spans: their text, which has no values in it, and never the parameters."""
+
+    async def execute(self, query: Any, params: Any = None, **options: Any) -> Self:  # noqa: ANN401
+        """Execute a statement."""
+        if not sampled():
+            return await super().execute(query, params, **options)
+        text = " ".join(query.split()) if isinstance(query, str) else ""
+        operation = text.partition(" ")[0]
+        attributes = {**_POSTGRESQL, "db.operation.name": operation, "db.query.text": text}
+        with span(operation or "postgresql", SpanKind.CLIENT, attributes):
+            return await super().execute(query, params, **options)
+
+
+class _Pool(AsyncConnectionPool):
+    """A pool for which to wait is a span."""
+
+    async def getconn(self, timeout: float | None = None) -> AsyncConnection:  # noqa: ASYNC109  (its name there)
+        """Return a connection."""
+        with span("wait for a connection", attributes=self._attributes):
+            return await super().getconn(timeout)
+
+    @cached_property
+    def _attributes(self) -> Attributes:
+        return {"db.client.connection.pool.name": self.name}
+
+
 class Database:
     """Owns the pools; readers see only a connection."""
 
     def __init__(self, settings: Settings) -> None:
         # prepare_threshold=None: a transaction-mode pooler keeps no prepared statements of ours.
         # reconnect_timeout: short, since the pool backs off while it lasts, and would sleep through a failover's end.
-        def pool(url: str, *, check: Callable[[AsyncConnection], Awaitable[None]] | None) -> AsyncConnectionPool:
-            return AsyncConnectionPool(
+        def pool(
+            name: str, url: str, *, check: Callable[[AsyncConnection], Awaitable[None]] | None
+        ) -> AsyncConnectionPool:
+            return _Pool(
                 lambda: settings.conninfo(url),
-                kwargs={"prepare_threshold": None, "autocommit": True},
+                kwargs={"prepare_threshold": None, "autocommit": True, "cursor_factory": Cursor},
+                name=name,
                 min_size=1,
                 max_size=settings.database_pool_size,
                 timeout=POOL_SECONDS,
@@ -60,9 +95,12 @@ class Database:
                 open=False,
             )
 
-        self._primary = pool(settings.database_url, check=_check)
+        self._primary = pool("primary", settings.database_url, check=_check)
         # Not checked first: what fails here is read from the primary.
-        self._replicas = pool(settings.database_ro_url, check=None) if settings.database_ro_url else None
+        self._replicas = pool("replicas", settings.database_ro_url, check=None) if settings.database_ro_url else None
+        metrics.POOLS.watch("primary", self._primary.get_stats)
+        if self._replicas:
+            metrics.POOLS.watch("replicas", self._replicas.get_stats)
         self._replicas_rest_until = 0.0
         self._was_reached = False
 
@@ -102,8 +140,9 @@ class Database:
         """
 
         async def in_transaction(connection: AsyncConnection) -> T:
-            async with connection.transaction():
-                return await change(connection)
+            with span("transaction"):
+                async with connection.transaction():
+                    return await change(connection)
 
         return await self._run(self._primary, in_transaction)
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from pika.exceptions import AMQPConnectionError, AMQPError, ChannelClosedByBroke
 
 from orders.broker import parameters
 from orders.errors import CommandError
+from orders.ordering.bundles import split
 from orders.settings import Settings
 from orders.worker.run import DeadLetterError, parse
 
@@ -67,12 +68,18 @@ class DeadLetter(NamedTuple):
 
     @property
     def fault(self) -> str:
-        """What keeps it from being an order by what this version knows; empty: nothing does."""
-        try:
-            parse(self.body)
-        except DeadLetterError as error:
-            return str(error)
+        """What keeps it, or one of its orders, from being one by what this version knows; empty: nothing does."""
+        for number, body in enumerate(self.bodies, 1):
+            try:
+                parse(body)
+            except DeadLetterError as error:
+                return f"order {number}: {error}" if len(self.bodies) > 1 else str(error)
         return ""
+
+    @property
+    def bodies(self) -> Sequence[bytes]:
+        """Those of its orders: of one, or of a bundle's."""
+        return split(self.properties.type, self.body)
 
     @property
     def _headers(self) -> dict[str, Any]:
@@ -95,7 +102,9 @@ class DeadLetter(NamedTuple):
 
     def line(self) -> str:
         """Return it as a line of a list."""
-        fields = (self.identifier, self.died_at or "-", self.origin or "-", self.reason, f"{len(self.body)} bytes")
+        orders = f" of {len(self.bodies)} orders" if len(self.bodies) > 1 else ""
+        size = f"{len(self.body)} bytes{orders}"
+        fields = (self.identifier, self.died_at or "-", self.origin or "-", self.reason, size)
         return _printable("  ".join((*fields, self.fault or "could be settled now")))
 
     def text(self) -> str:

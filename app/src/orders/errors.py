@@ -26,6 +26,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str = ""
     errors: list[FieldError] = []
     request_id: str = ""
+    trace_id: str = ""
 
 
 class NotFoundError(Exception):
@@ -55,6 +56,10 @@ class TransitionError(Exception):
 
 class StockError(Exception):
     """There would be fewer pieces than none, or more than can be kept."""
+
+
+class WebhookError(Exception):
+    """A webhook cannot be what it is to be, as webhooks are now."""
 
 
 class UnconditionalError(Exception):

@@ -1,8 +1,11 @@
 """Whether this process lives, is ready, and what its figures are."""
 
-from litestar import Response, get
+from typing import Any
+
+from litestar import Request, Response, get
 from litestar.di import NamedDependency
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder
 
 from orders.access.keys import Keys
 from orders.access.schemas import Access
@@ -46,6 +49,7 @@ async def readyz(
 
 
 @get("/metrics", access=Access.PUBLIC, include_in_schema=False)
-async def figures() -> Response[bytes]:
-    """Return the figures for Prometheus."""
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+async def figures(request: Request[Any, Any, Any]) -> Response[bytes]:
+    """Return the figures for Prometheus; with examples of traces, if it takes OpenMetrics."""
+    encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(REGISTRY), media_type=media_type)

@@ -2,15 +2,17 @@
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+from opentelemetry.trace import SpanKind
 from valkey.asyncio.cluster import ClusterNode, ValkeyCluster
 
 from orders import metrics
+from orders.pipes import Command, Pipe
 from orders.settings import Settings
+from orders.tracing import Attributes, span
 
 _LOG = logging.getLogger(__name__)
 _ANSWERED, _FAILED, _SPARED = (metrics.HINTS.labels(outcome) for outcome in ("answered", "failed", "spared"))
@@ -19,9 +21,10 @@ DEADLINE_SECONDS = 0.1
 REST_SECONDS = 1.0
 CONNECT_SECONDS = 2.0
 LIFETIME_SECONDS = 3600
-# So many calls of a node at once, each on a connection of its own; with one millisecond for each, thousands a second.
-MOST_CALLS = 4
+# So many calls of a node at once: with one millisecond for each, tens of thousands a second.
+MOST_CALLS = 64
 PREFIX = "orders:"
+VALKEY: Attributes = {"db.system.name": "valkey"}
 
 
 # Also how long an order may be shown as it was before, where Valkey forgets by a failover that it changed since.
@@ -57,14 +60,16 @@ def new_client(settings: Settings, nodes: str) -> ValkeyCluster:
 class Hints:
     """A Valkey cluster whose silence costs at most the deadline, and then a second's rest of the silent node.
 
-    A node that is slow is not called more and more: connections over TLS would make it, and this host, slower still.
+    Each node is called over one connection (`pipes.py`): a node that is slow gets no more of them, which over TLS would make it,
+    and this host, slower still.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._client: ValkeyCluster | None = None
+        self._tls = settings.tls()
+        self._client: ValkeyCluster | None = None  # knows the cluster's shape, and is asked for nothing else
+        self._pipes: dict[str, asyncio.Task[Pipe]] = {}
         self._resting: dict[str, float] = {}
-        self._calls: Counter[str] = Counter()
         self._connecting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -76,6 +81,8 @@ class Hints:
         """Close the connections."""
         if self._connecting:
             self._connecting.cancel()
+        for name in [*self._pipes]:
+            self._forget(name)
         if self._client:
             await self._client.aclose()
 
@@ -93,50 +100,69 @@ class Hints:
                 if client:
                     await client.aclose()
                 await asyncio.sleep(REST_SECONDS)
+        await asyncio.wait([self._pipe(node) for node in client.get_primaries()])
         former, self._client = self._client, client
         self._resting.clear()
-        # The former client's last calls end by themselves; also, this is how often the shape is asked for at most.
+        # This is how often the shape is asked for at most.
         await asyncio.sleep(REST_SECONDS)
         if former:
             await former.aclose()
+
+    def _pipe(self, node: ClusterNode) -> asyncio.Task[Pipe]:
+        """Return what has, or soon will have, the connection to a node."""
+        known = self._pipes.get(node.name)
+        if known is None or (known.done() and (known.cancelled() or known.exception() or not known.result().is_open)):
+            known = self._pipes[node.name] = asyncio.create_task(self._open(node))
+        return known
+
+    async def _open(self, node: ClusterNode) -> Pipe:
+        return await Pipe.connect(
+            node.host,
+            int(node.port),
+            tls=self._tls,
+            user=self._settings.valkey_user,
+            password=self._settings.secret("orders_valkey_password"),
+            seconds=CONNECT_SECONDS,
+        )
+
+    def _forget(self, name: str) -> None:
+        pipe = self._pipes.pop(name)
+        if not pipe.done():
+            pipe.cancel()
+        elif not pipe.cancelled() and not pipe.exception():
+            pipe.result().close()
 
     async def get(self, key: str, lifetime: int | None = None) -> bytes | None:
         """Return what is remembered under a key, none where nothing is or where Valkey does not say so in time.
 
         With a lifetime, in seconds, it is remembered for so long from now on.
         """
-        if lifetime is None:
-            answer: bytes | None = await self._ask(key, lambda client: client.get(PREFIX + key))
-        else:
-            answer = await self._ask(key, lambda client: client.getex(PREFIX + key, ex=lifetime))
-        return answer
+        name = PREFIX + key
+        answers = await self._ask(key, ("GET", name) if lifetime is None else ("GETEX", name, "EX", lifetime))
+        return answers[0] if answers else None
 
     async def claim(self, key: str, value: bytes, lifetime: int = LIFETIME_SECONDS) -> bytes | None:
         """Remember the value for some seconds unless the key has one; return the one that it had."""
-        answer: bytes | None = await self._ask(
-            key, lambda client: client.set(PREFIX + key, value, ex=lifetime, nx=True, get=True)
-        )
-        return answer
+        answers = await self._ask(key, ("SET", PREFIX + key, value, "EX", lifetime, "NX", "GET"))
+        return answers[0] if answers else None
 
     async def raise_to(self, key: str, version: int, value: bytes, lifetime: int) -> None:
         """Remember the value of a version unless the key has one of a higher, or of this one that sorts after it.
 
         In a sorted set, since that is so in whatever order such values come; it lasts some seconds from its first value on.
         """
-
-        def replace(client: ValkeyCluster) -> Awaitable[Any]:
-            pipeline = client.pipeline()
-            pipeline.zadd(PREFIX + key, {value: version})
-            pipeline.zremrangebyrank(PREFIX + key, 0, -2)
-            pipeline.expire(PREFIX + key, lifetime, nx=True)
-            return pipeline.execute()
-
-        await self._ask(key, replace)
+        name = PREFIX + key
+        await self._ask(
+            key,
+            ("ZADD", name, version, value),
+            ("ZREMRANGEBYRANK", name, 0, -2),
+            ("EXPIRE", name, lifetime, "NX"),
+        )
 
     async def highest(self, key: str) -> tuple[bytes, int] | None:
         """Return the value of the highest version that is remembered under a key, and that version."""
-        answer = await self._ask(key, lambda client: client.zrange(PREFIX + key, -1, -1, withscores=True))
-        return (answer[0][0], int(answer[0][1])) if answer else None
+        answers = await self._ask(key, ("ZRANGE", PREFIX + key, -1, -1, "WITHSCORES"))
+        return (answers[0][0], int(answers[0][1])) if answers and answers[0] else None
 
     async def remember(
         self, values: Mapping[str, bytes], lifetime: int = LIFETIME_SECONDS, *, if_absent: bool = False
@@ -145,42 +171,50 @@ class Hints:
 
         Return whether Valkey took them in time.
         """
-        client = self._client
-        if client is None or not values or self._spares("pipeline"):
-            return False
-        pipeline = client.pipeline()
+        nodes: dict[str, tuple[ClusterNode, list[Command]]] = {}
         for key, value in values.items():
-            pipeline.set(PREFIX + key, value, ex=lifetime, nx=if_absent)
-        return await self._under_deadline("pipeline", pipeline.execute()) is not None
+            node = self._node(key)
+            if node is None:
+                return False
+            command: Command = ("SET", PREFIX + key, value, "EX", lifetime, *(("NX",) if if_absent else ()))
+            nodes.setdefault(node.name, (node, []))[1].append(command)
+        taken = await asyncio.gather(*(self._call(node, commands) for node, commands in nodes.values()))
+        return bool(taken) and all(answers is not None for answers in taken)
 
-    async def _ask(self, key: str, command: Callable[[ValkeyCluster], Awaitable[Any]]) -> Any:  # noqa: ANN401
-        client = self._client
-        if client is None:
+    async def _ask(self, key: str, *commands: Command) -> list[Any] | None:
+        node = self._node(key)
+        return await self._call(node, commands) if node else None
+
+    def _node(self, key: str) -> ClusterNode | None:
+        """Return the node that has a key now, none where there is none that is known."""
+        if self._client is None:
             return None
         try:
-            node = client.get_node_from_key(PREFIX + key)
-        except Exception:  # noqa: BLE001  (as below; no node has this key now)
-            node = None
-        name = node.name if node else ""
-        return None if self._spares(name) else await self._under_deadline(name, command(client))
+            return self._client.get_node_from_key(PREFIX + key)
+        except Exception:  # noqa: BLE001  (as below)
+            self.start()
+            return None
 
-    def _spares(self, node: str) -> bool:
-        spares = self._calls[node] >= MOST_CALLS or asyncio.get_running_loop().time() < self._resting.get(node, 0.0)
-        if spares:
+    async def _call(self, node: ClusterNode, commands: Sequence[Command]) -> list[Any] | None:
+        """Return the answers of a node; none where it does not give them in time."""
+        if asyncio.get_running_loop().time() < self._resting.get(node.name, 0.0):
             _SPARED.inc()
-        return spares
-
-    async def _under_deadline(self, node: str, command: Awaitable[Any]) -> Any:  # noqa: ANN401
-        self._calls[node] += 1
+            return None
         try:
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                answer = await command
+            connecting = self._pipe(node)
+            if not connecting.done():
+                async with asyncio.timeout(DEADLINE_SECONDS):
+                    await asyncio.shield(connecting)
+            pipe = connecting.result()
+            if pipe.calls >= MOST_CALLS:
+                _SPARED.inc()
+                return None
+            with span(str(commands[0][0]), SpanKind.CLIENT, VALKEY):
+                answers = await pipe.ask(commands, DEADLINE_SECONDS)
         except Exception:  # noqa: BLE001  (whatever is wrong with a helper, no order fails for it; the figures tell)
-            self._resting[node] = asyncio.get_running_loop().time() + REST_SECONDS
+            self._resting[node.name] = asyncio.get_running_loop().time() + REST_SECONDS
             _FAILED.inc()
             self.start()  # by now another node may serve these keys
             return None
-        finally:
-            self._calls[node] -= 1
         _ANSWERED.inc()
-        return answer
+        return answers

@@ -1,4 +1,4 @@
-"""Log lines as JSON on standard error, each with the request's identifier."""
+"""Log lines as JSON on standard error, each with the identifiers of its request and trace."""
 
 import logging
 import logging.config
@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+
+from orders.tracecontext import TRACE
 
 # Who saw or did what to somebody else's: told whatever the level is.
 AUDIT = logging.getLogger("orders.audit")
@@ -22,6 +24,7 @@ class Line(msgspec.Struct, omit_defaults=True):
     logger: str
     message: str
     request_id: str = ""
+    trace_id: str = ""
     exception: str = ""
 
 
@@ -30,12 +33,14 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as JSON, an exception with its traceback in one field."""
+        trace = TRACE.get()
         line = Line(
             time=datetime.fromtimestamp(record.created, UTC),
             level=record.levelname,
             logger=record.name,
             message=record.getMessage(),
             request_id=REQUEST_ID.get(),
+            trace_id=trace.trace_id if trace else "",
             exception=self.formatException(record.exc_info) if record.exc_info else "",
         )
         return msgspec.json.encode(line).decode()
@@ -55,6 +60,8 @@ def log_config(level: str) -> dict[str, Any]:
             "pika": {"level": "CRITICAL"},
             "psycopg.pool": {"level": "ERROR"},
             "httpx": {"level": "WARNING"},
+            "opentelemetry": {"level": "CRITICAL"},
+            "urllib3": {"level": "CRITICAL"},
         },
     }
 

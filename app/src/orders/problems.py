@@ -31,11 +31,14 @@ from orders.errors import (
     UnauthorizedError,
     UnavailableError,
     UnconditionalError,
+    WebhookError,
 )
 from orders.logs import REQUEST_ID
+from orders.tracecontext import TRACE
 
 _LOG = logging.getLogger(__name__)
 RETRY_AFTER_SECONDS = 1
+ERROR_TYPE = "orders_error_type"
 _MISSING = re.compile(r"Missing required \w+ parameter '([^']+)'")
 
 
@@ -71,6 +74,7 @@ EXCEPTION_TO_PROBLEM: Mapping[type[Exception], Callable[[Any], Problem]] = {
     KeyReusedError: lambda error: Problem(409, "Conflict", detail=str(error)),
     TransitionError: lambda error: Problem(409, "Conflict", detail=str(error)),
     StockError: lambda error: Problem(409, "Conflict", detail=str(error)),
+    WebhookError: lambda error: Problem(409, "Conflict", detail=str(error)),
     OutdatedError: lambda error: Problem(412, "Precondition Failed", detail=str(error)),
     UnconditionalError: lambda error: Problem(428, "Precondition Required", detail=str(error)),
     UnavailableError: lambda error: Problem(503, "Service Unavailable", detail=str(error)),
@@ -88,12 +92,16 @@ def problem_response(request: Request[Any, Any, Any], error: Exception) -> Respo
     problem = found(error) if found else Problem(500, "Internal Server Error")
     if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        request.scope["state"][ERROR_TYPE] = type(error).__qualname__  # for the request's span
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     elif isinstance(error, UnauthorizedError | SessionEndedError | ForbiddenError):
         headers["WWW-Authenticate"] = _challenge(error)
-    content = msgspec.json.encode(msgspec.structs.replace(problem, request_id=REQUEST_ID.get()))
+    trace = TRACE.get()
+    told = msgspec.structs.replace(problem, request_id=REQUEST_ID.get(), trace_id=trace.trace_id if trace else "")
+    content = msgspec.json.encode(told)
     return Response(content, status_code=problem.status, media_type=MEDIA_TYPE, headers=headers)
 
 

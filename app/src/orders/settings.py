@@ -4,19 +4,25 @@ import os
 import re
 import ssl
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from math import isfinite
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import msgspec
 from psycopg.conninfo import make_conninfo
 
 KEY_LENGTH = 32
+RETRY_STEPS = 5  # of webhooks: queues webhook-retry-1 and so on
 DATABASE_SECRET = "orders_database_password"  # noqa: S105  (its name)
 OTHER_FIELD_KEYS = "orders_field_keys_other"
 CLIENT_SECRET = "orders_oidc_client_secret"  # noqa: S105  (its name)
 # As browsers write an Origin: no path, no upper case, no port that is https's own.
 _ORIGIN = re.compile(r"https://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?!:443$)(?::[1-9][0-9]{0,4})?")
+
+
+Network = IPv4Network | IPv6Network
 
 
 class SettingsError(Exception):
@@ -53,6 +59,25 @@ class Browsers(NamedTuple):
     check_seconds: int
 
 
+class Traces(NamedTuple):
+    """Where spans go, and what share of the traces that begin here has any."""
+
+    endpoint: str
+    ratio: float
+
+
+class Webhooks(NamedTuple):
+    """Where webhooks may go, and how often they are tried."""
+
+    ports: frozenset[int]
+    networks: tuple[Network, ...]  # that are not public and may be reached nevertheless, without TLS too
+    ca_file: str  # empty: the public authorities
+    retry_seconds: tuple[
+        float, ...
+    ]  # to wait after the first failure, the second, ...; after the last of them as after that
+    failure_seconds: int  # of nothing but failure, after which an endpoint is switched off
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One field a variable: `database_url` is read from ORDERS_DATABASE_URL."""
 
@@ -64,6 +89,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     database_pool_size: int = 8
     rabbitmq_vhost: str = "orders"
     rabbitmq_user: str = "orders"
+    # So long an order may be kept for others to share its message; 0: never, as long as workers run that know no bundles.
+    bundle_milliseconds: Annotated[int, msgspec.Meta(ge=0, le=50)] = 0
     valkey_cache_nodes: str = ""  # host:port,...; empty: the service goes without
     valkey_user: str = "orders"
     oidc_issuer: str = ""  # the claim `iss` of every token, to the letter; this and the next only `serve` needs
@@ -78,8 +105,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_idle_seconds: int = 1500
     session_seconds: int = 36000
     session_check_seconds: int = 240
+    webhook_ports: str = "443"  # N,...
+    webhook_networks: str = ""  # a.b.c.d/n,...; empty: none, as it is to be where strangers name the targets
+    webhook_ca_file: str = ""  # empty: the public authorities
+    webhook_retry_seconds: str = "5,60,600,3600,21600"  # one a queue; no longer than the queue's own time
+    webhook_failure_seconds: int = 432000
     port: int = 8000
     worker_port: int = 8001
+    traces_endpoint: str = ""  # http://... or https://..., the whole path of a collector for OTLP; empty: no spans
+    traces_ratio: float = 0.01  # of the traces that begin here; what comes with a traceparent brings its own decision
     log_level: str = "INFO"
 
     @classmethod
@@ -207,6 +241,49 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             self.session_check_seconds,
         )
 
+    def traces(self) -> Traces | None:
+        """Return where spans go; none where nothing collects them.
+
+        Raises:
+            SettingsError: a variable is malformed.
+        """
+        if not 0 <= self.traces_ratio <= 1:
+            raise SettingsError(f"ORDERS_TRACES_RATIO is {self.traces_ratio}; it is a share, from 0 to 1.")
+        if not self.traces_endpoint:
+            return None
+        self._need_address("traces_endpoint")
+        return Traces(self.traces_endpoint, self.traces_ratio)
+
+    def webhooks(self) -> Webhooks:
+        """Return where webhooks may go, and how often they are tried.
+
+        Raises:
+            SettingsError: a variable is malformed.
+        """
+        ports = _numbers("webhook_ports", self.webhook_ports)
+        if not ports or not all(port in range(1, 65536) and port == int(port) for port in ports):
+            raise SettingsError(f"ORDERS_WEBHOOK_PORTS: {self.webhook_ports!r} is not 1 to 65535, one or more: N,...")
+        retries = _numbers("webhook_retry_seconds", self.webhook_retry_seconds)
+        if len(retries) != RETRY_STEPS or min(retries) <= 0:
+            raise SettingsError(
+                f"ORDERS_WEBHOOK_RETRY_SECONDS: {self.webhook_retry_seconds!r} is not {RETRY_STEPS} numbers above 0: N,..."
+            )
+        if self.webhook_failure_seconds < 1:
+            raise SettingsError(f"ORDERS_WEBHOOK_FAILURE_SECONDS is {self.webhook_failure_seconds}; 1 is the least.")
+        networks = []
+        for item in filter(None, map(str.strip, self.webhook_networks.split(","))):
+            try:
+                networks.append(ip_network(item))
+            except ValueError as error:
+                raise SettingsError(f"ORDERS_WEBHOOK_NETWORKS: {item!r} is no network: {error}") from error
+        return Webhooks(
+            frozenset(map(int, ports)),
+            tuple(networks),
+            self.webhook_ca_file,
+            tuple(retries),
+            self.webhook_failure_seconds,
+        )
+
     def conninfo(self, url: str, *, user: str = "", secret: str = DATABASE_SECRET) -> str:
         """Return the connection string for libpq, with the password of now and with the deadlines of a failover.
 
@@ -229,6 +306,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def tls(self) -> ssl.SSLContext | None:
         """Return the context of a client that trusts the internal CA only; none where there is no CA file."""
         return ssl.create_default_context(cafile=self.ca_file) if self.ca_file else None
+
+
+def _numbers(name: str, value: str) -> list[float]:
+    try:
+        found = [float(item) for item in value.split(",") if item.strip()]
+    except ValueError as error:
+        raise SettingsError(f"ORDERS_{name.upper()}: {value!r} is not numbers: N,...") from error
+    if not all(map(isfinite, found)):
+        raise SettingsError(f"ORDERS_{name.upper()}: {value!r} is not numbers: N,...")
+    return found
 
 
 def _key(name: str, value: str) -> bytes:

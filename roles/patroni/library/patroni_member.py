@@ -55,6 +55,7 @@ options:
   users: {description: "Roles that log in: C(name), C(password).", type: list, elements: dict}
   databases: {description: "Databases: C(name), C(owner), C(users).", type: list, elements: dict}
   pooler: {description: The pooler's role, type: str}
+  monitor: {description: The role that may read all figures and no data, type: str}
 """
 
 RETURN = r"""
@@ -345,7 +346,7 @@ class Databases:
 
     def ensure(self) -> None:
         """Make users, the pooler's way in, and databases what they should be."""
-        pooler = self._module.params["pooler"]
+        pooler, monitor = self._module.params["pooler"], self._module.params["monitor"]
         with self._session("postgres") as cursor:
             cursor.execute("SELECT rolname, rolpassword FROM pg_authid WHERE rolcanlogin")
             known = dict(cursor.fetchall())
@@ -354,7 +355,14 @@ class Databases:
             if pooler not in known:
                 self._change(cursor, f"made the role {pooler}", f'CREATE ROLE "{pooler}" LOGIN')
             self._pooler(cursor, pooler)
-            self._access(cursor, "postgres", [pooler, "rewind"])
+            if monitor not in known:
+                self._change(
+                    cursor,
+                    f"made the role {monitor}",
+                    f'CREATE ROLE "{monitor}" LOGIN',
+                    f'GRANT pg_monitor TO "{monitor}"',
+                )
+            self._access(cursor, "postgres", [pooler, "rewind", monitor])
             cursor.execute("SELECT datname, pg_get_userbyid(datdba) FROM pg_database")
             owners = dict(cursor.fetchall())
             for database in self._module.params["databases"]:
@@ -363,11 +371,12 @@ class Databases:
                     self._change(cursor, f"made the database {name}", f'CREATE DATABASE "{name}" OWNER "{owner}"')
                 elif owners[name] != owner:
                     self._change(cursor, f"gave {name} its owner", f'ALTER DATABASE "{name}" OWNER TO "{owner}"')
-                self._access(cursor, name, database["users"])
+                self._access(cursor, name, [*database["users"], monitor])
         for database in self._module.params["databases"]:
             if database["name"] in owners or not self._module.check_mode:
                 with self._session(database["name"]) as cursor:
                     self._grants(cursor, database)
+                    self._statements(cursor, database["name"])
 
     def _user(self, cursor: Any, name: str, password: str, known: dict[str, str | None]) -> None:  # noqa: ANN401
         if is_verifier_of(known.get(name), password):
@@ -403,6 +412,11 @@ class Databases:
                 self._change(
                     cursor, f"let {user} use {database}", f'GRANT CONNECT ON DATABASE "{database}" TO "{user}"'
                 )
+
+    def _statements(self, cursor: Any, database: str) -> None:  # noqa: ANN401
+        cursor.execute("SELECT 1 FROM pg_extension WHERE extname = 'pg_stat_statements'")
+        if cursor.fetchone() is None:
+            self._change(cursor, f"showed {database} its statements", "CREATE EXTENSION pg_stat_statements")
 
     def _grants(self, cursor: Any, database: dict[str, Any]) -> None:  # noqa: ANN401
         owner = database["owner"]
@@ -461,6 +475,7 @@ def main() -> None:
                 },
             },
             "pooler": {"type": "str"},
+            "monitor": {"type": "str"},
         },
         supports_check_mode=True,
     )

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from opentelemetry.trace import SpanKind
 from valkey.asyncio.cluster import ClusterNode, ValkeyCluster
 from valkey.exceptions import ConnectionError, MovedError, ResponseError
 
 from orders import metrics
 from orders.errors import UnavailableError
-from orders.hints import PREFIX, new_client
+from orders.hints import PREFIX, VALKEY, new_client
 from orders.settings import Settings
+from orders.tracing import span
 
 _LOG = logging.getLogger(__name__)
 _COPIED, _ALONE = (metrics.SESSION_WRITES.labels(copies) for copies in ("copied", "alone"))
@@ -107,8 +109,9 @@ class Store:
                 raise UnavailableError("The store of sessions does not answer.")
             self._calls[node.name] += 1
             try:
-                async with asyncio.timeout(seconds):
-                    return await self._answers(client, node, commands)
+                with span(str(commands[0][0]), SpanKind.CLIENT, VALKEY):
+                    async with asyncio.timeout(seconds):
+                        return await self._answers(client, node, commands)
             finally:
                 self._calls[node.name] -= 1
         except UnavailableError:

@@ -1,16 +1,18 @@
 """Puts orders into the intake's queues: three lanes, each a queue led by another broker and a connection to that broker.
 
+Orders that come closely one after the other go as one message (`ordering/bundles.py`), where a setting allows it: to publish
+costs the service and the brokers by message. An order that comes alone is not kept.
+
 A lane that does not confirm within the hedge is not waited for: the message goes to the next lane as well, and the first
-confirm counts. That may leave it in two queues, which settlement makes harmless. Once every lane has it, it waits for any; a
-message that comes again meanwhile, because the edge has lost patience, waits with it.
+confirm counts. That may leave it in two queues, which settlement makes harmless. Once every lane has it, it waits for any; an
+order that comes again meanwhile, because the edge has lost patience, waits with it.
 """
 
 import asyncio
 import itertools
 import logging
 import random
-from collections.abc import Collection
-from functools import partial
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pika
@@ -18,6 +20,7 @@ import pika
 from orders import metrics
 from orders.broker import Link
 from orders.errors import UnavailableError
+from orders.ordering.bundles import MOST_BYTES, MOST_ORDERS, TYPE, bundle
 from orders.settings import Address, Settings
 
 _LOG = logging.getLogger(__name__)
@@ -33,29 +36,51 @@ _HEDGES_AT_ONCE = 50.0
 _HEDGES_A_MESSAGE = 0.1
 
 
+# Orders are kept for others where two more are to be expected within the time for it, by the mean of the last gaps.
+_GAP_WEIGHT = 0.25
+_EXPECTED = 2
+
+
+class Queued:
+    """One order that is to be in a queue, and who waits for that."""
+
+    __slots__ = ("body", "message_id", "started", "waiting")
+
+    def __init__(self, body: bytes, message_id: str, started: float) -> None:
+        self.body = body
+        self.message_id = message_id
+        self.started = started
+        self.waiting: list[asyncio.Future[None]] = []
+
+
 class Attempt:
-    """One message on its way, over as many lanes as it takes."""
+    """One message on its way, with one order or more, over as many lanes as it takes."""
 
     __slots__ = (
         "body",
-        "future",
+        "done",
         "give_up_at",
         "held",
         "lane",
         "message_id",
+        "orders",
         "properties",
-        "started",
         "timer",
         "tried",
     )
 
-    def __init__(self, body: bytes, message_id: str, *, started: float, give_up_at: float) -> None:
-        self.body = body
-        self.message_id = message_id
-        self.properties = pika.BasicProperties(delivery_mode=2, message_id=message_id, content_type="application/json")
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.started = started
+    def __init__(self, orders: Sequence[Queued], *, give_up_at: float) -> None:
+        self.orders = orders
+        if len(orders) == 1:
+            self.body, self.message_id, kind = orders[0].body, orders[0].message_id, None
+        else:
+            self.body = bundle([order.body for order in orders])
+            self.message_id, kind = f"bundle-{orders[0].message_id}", TYPE
+        self.properties = pika.BasicProperties(
+            delivery_mode=2, message_id=self.message_id, content_type="application/json", type=kind
+        )
         self.give_up_at = give_up_at
+        self.done = False
         self.lane: Lane | None = None  # where it was sent last; an earlier lane's confirm counts just as well
         self.tried: set[Lane] = set()
         self.held: set[Lane] = set()  # those that may still confirm it
@@ -149,7 +174,7 @@ class Lane(Link):
     def _pass_on(self, attempt: Attempt) -> None:
         attempt.held.discard(self)
         # An attempt that went on to another lane in the meantime is that lane's to answer for.
-        if not attempt.future.done() and attempt.lane is self:
+        if not attempt.done and attempt.lane is self:
             attempt.stop_timer()
             self._publisher.advance(attempt)
 
@@ -191,7 +216,14 @@ class Publisher:
         nodes = settings.addresses("rabbitmq_nodes")
         self._lanes = [Lane(settings, self, n + 1, nodes[n % len(nodes)]) for n in range(LANES)]
         self._hedges = _HEDGES_AT_ONCE
-        self._under_way: dict[str, Attempt] = {}
+        self._under_way: dict[str, Queued] = {}
+        self._keep_seconds = settings.bundle_milliseconds / 1000
+        self._kept: list[Queued] = []
+        self._kept_bytes = 0
+        self._kept_give_up_at = 0.0
+        self._keeping: asyncio.TimerHandle | None = None
+        self._gap = self._longest_gap = 4 * self._keep_seconds
+        self._came_at = 0.0
 
     def start(self) -> None:
         """Begin to connect all lanes; return at once."""
@@ -208,34 +240,72 @@ class Publisher:
         return any(lane.ready for lane in self._lanes)
 
     async def publish(self, body: bytes, message_id: str, *, give_up_at: float) -> None:
-        """Return once a majority of a queue's brokers have the message; give up at that time of the loop's clock.
+        """Return once a majority of a queue's brokers have the order; give up at that time of the loop's clock.
 
         Raises:
-            UnavailableError: no lane confirmed in time. One may still have the message.
+            UnavailableError: no lane confirmed in time. One may still have the order.
         """
-        attempt = self._under_way.get(message_id)
-        if attempt is None:
-            started = asyncio.get_running_loop().time()
-            self._hedges = min(_HEDGES_AT_ONCE, self._hedges + _HEDGES_A_MESSAGE)
-            attempt = self._under_way[message_id] = Attempt(body, message_id, started=started, give_up_at=give_up_at)
-            attempt.future.add_done_callback(partial(self._forget, attempt))
-            self.advance(attempt)
-        await asyncio.shield(attempt.future)  # others may wait for it too
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        order = self._under_way.get(message_id)
+        if order is None:
+            order = self._under_way[message_id] = Queued(body, message_id, loop.time())
+            order.waiting.append(future)
+            if self._keep_seconds and self._comes_closely(order.started):
+                self._keep(order, give_up_at)
+            else:
+                self._send([order], give_up_at)
+        else:
+            order.waiting.append(future)
+        await future
 
-    def _forget(self, attempt: Attempt, future: asyncio.Future[None]) -> None:
-        del self._under_way[attempt.message_id]
+    def _comes_closely(self, now: float) -> bool:
+        """Return whether orders come so closely now that some are worth one message."""
+        gap, self._came_at = min(now - self._came_at, self._longest_gap), now
+        self._gap += _GAP_WEIGHT * (gap - self._gap)
+        return bool(self._kept) or self._gap * _EXPECTED <= self._keep_seconds
+
+    def _keep(self, order: Queued, give_up_at: float) -> None:
+        if self._kept and self._kept_bytes + len(order.body) > MOST_BYTES:
+            self._send_kept()
+        if not self._kept:
+            self._kept_bytes, self._kept_give_up_at = 0, give_up_at
+            self._keeping = asyncio.get_running_loop().call_later(self._keep_seconds, self._send_kept)
+        self._kept.append(order)
+        self._kept_bytes += len(order.body)
+        if len(self._kept) >= MOST_ORDERS:
+            self._send_kept()
+
+    def _send_kept(self) -> None:
+        if self._keeping:
+            self._keeping.cancel()
+        kept, self._kept = self._kept, []
+        self._send(kept, self._kept_give_up_at)
+
+    def _send(self, orders: Sequence[Queued], give_up_at: float) -> None:
+        self._hedges = min(_HEDGES_AT_ONCE, self._hedges + _HEDGES_A_MESSAGE)
+        metrics.INTAKE_MESSAGE_ORDERS.observe(len(orders))
+        self.advance(Attempt(orders, give_up_at=give_up_at))
+
+    def _finish(self, attempt: Attempt) -> None:
+        attempt.done = True
         attempt.stop_timer()
-        future.exception()  # nobody may be left to hear of it
+        for order in attempt.orders:
+            del self._under_way[order.message_id]
 
     def advance(self, attempt: Attempt) -> None:
         """Send the message over the next lane, or give up when its time is over."""
-        if attempt.future.done():
+        if attempt.done:
             return
         loop = asyncio.get_running_loop()
         now = loop.time()
         if now >= attempt.give_up_at:
-            metrics.INTAKE_FAILED.inc()
-            attempt.future.set_exception(UnavailableError("The order could not be queued in time. Send it again."))
+            self._finish(attempt)
+            for order in attempt.orders:
+                metrics.INTAKE_FAILED.inc()
+                for future in order.waiting:
+                    if not future.done():  # nobody may be left to hear of it
+                        future.set_exception(UnavailableError("The order could not be queued in time. Send it again."))
             return
         lane = self._choose(attempt.tried, now)
         if lane is None:
@@ -248,13 +318,18 @@ class Publisher:
         attempt.timer = loop.call_at(min(now + HEDGE_SECONDS, attempt.give_up_at), self._late, attempt, lane)
 
     def confirmed(self, attempt: Attempt, now: float) -> None:
-        """Tell the publisher of a message that a lane has it."""
-        if not attempt.future.done():
-            attempt.future.set_result(None)
-            metrics.INTAKE.observe(now - attempt.started)
+        """Tell those who wait for the message's orders that a lane has them."""
+        if attempt.done:
+            return
+        self._finish(attempt)
+        for order in attempt.orders:
+            metrics.INTAKE.observe(now - order.started)
+            for future in order.waiting:
+                if not future.done():
+                    future.set_result(None)
 
     def _late(self, attempt: Attempt, lane: Lane) -> None:
-        if attempt.future.done():
+        if attempt.done:
             return
         now = asyncio.get_running_loop().time()
         if not lane.timed_out(attempt, now) and now < attempt.give_up_at:

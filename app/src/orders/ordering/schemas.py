@@ -115,7 +115,7 @@ class FoundPage(msgspec.Struct, frozen=True, omit_defaults=True):
     next: str | None = None
 
 
-class OrderMessage(msgspec.Struct, frozen=True):
+class OrderMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     """An order on its way through the queue. Fields that a newer version adds are passed over."""
 
     id: UUID
@@ -123,3 +123,4 @@ class OrderMessage(msgspec.Struct, frozen=True):
     idempotency_key: IdempotencyKey
     lines: Annotated[list[tuple[Sku, Quantity]], msgspec.Meta(min_length=1, max_length=MOST_LINES)]
     accepted_at: Annotated[datetime, msgspec.Meta(tz=True)]
+    traceparent: str = ""  # where in which trace it was published; no part of what it is

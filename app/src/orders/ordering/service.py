@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import msgspec
+from opentelemetry.trace import SpanKind
 from psycopg import AsyncConnection
 
 from orders import metrics
@@ -27,6 +28,7 @@ from orders.ordering.schemas import (
     State,
 )
 from orders.pages import cursor, read_cursor
+from orders.tracing import Attributes, span, traceparent
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,6 +36,12 @@ _LOG = logging.getLogger(__name__)
 DEADLINE_SECONDS = 2.9
 
 _ENCODER = msgspec.json.Encoder()
+_PUBLISH: Attributes = {
+    "messaging.system": "rabbitmq",
+    "messaging.operation.name": "publish",
+    "messaging.operation.type": "send",
+    "messaging.destination.name": "intake",
+}
 
 
 class Orders:
@@ -62,8 +70,14 @@ class Orders:
         if before is not None and before != content:
             metrics.KEYS_REUSED.inc()
             raise KeyReusedError("This Idempotency-Key was used with another body.")
-        message = OrderMessage(identifier, customer_id, idempotency_key, lines, datetime.now(UTC))
-        await self._publisher.publish(_ENCODER.encode(message), str(identifier), give_up_at=give_up_at)
+        with span("publish intake", SpanKind.PRODUCER, _PUBLISH) as recording:  # its time is that of the confirm
+            now = datetime.now(UTC)
+            message = OrderMessage(identifier, customer_id, idempotency_key, lines, now, traceparent())
+            if recording:
+                recording.note({"messaging.message.id": str(identifier)})
+            await self._publisher.publish(_ENCODER.encode(message), str(identifier), give_up_at=give_up_at)
+        if recording:
+            _LOG.info("Order %s is queued", identifier)
         return identifier
 
     async def page(self, customer_id: str, *, after: str, limit: int) -> bytes:

@@ -3,14 +3,20 @@
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
+import pika
+
 from orders.broker import Link
+from orders.ordering.bundles import split
 from orders.ordering.publisher import LANES
 from orders.settings import Settings
 
 MOST = 200
 LINGER_SECONDS = 0.1
+CONFIRM_SECONDS = 5.0
 
 
 class Delivery(NamedTuple):
@@ -18,7 +24,16 @@ class Delivery(NamedTuple):
 
     channel: Any
     tag: int
+    queue: str
+    bodies: Sequence[bytes]  # of its orders
+
+
+class Dead(NamedTuple):
+    """A body that is no order, the message that brought it, and the order's identifier as far as it can be told."""
+
+    delivery: Delivery
     body: bytes
+    message_id: str | None
 
 
 class Consumer(Link):
@@ -29,44 +44,104 @@ class Consumer(Link):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, settings.addresses("rabbitmq_nodes"))
         self._buffer: deque[Delivery] = deque()
+        self._waiting = 0  # orders in the buffer
         self._changed = asyncio.Event()
+        self._published = 0
+        self._unconfirmed: set[int] = set()
+        self._confirmed = asyncio.Event()
 
     def opened(self) -> None:
-        """Ask for deliveries: of each queue one batch that is worked on and one that waits."""
+        """Ask for deliveries: of each queue one batch that is worked on and one that waits, more where messages are bundles."""
+        self._published = 0
+        self._channel.confirm_delivery(self._on_confirm)
+        self._channel.add_on_return_callback(lambda *_: self.drop("a queue is gone"))
         self._channel.basic_qos(prefetch_count=2 * MOST)
         for number in range(1, LANES + 1):
-            self._channel.basic_consume(f"intake-{number}", self._on_delivery)
+            queue = f"intake-{number}"
+            self._channel.basic_consume(queue, partial(self._on_delivery, queue))
         self.become_ready()
 
     def lost(self) -> None:
         """Forget what the broker will now deliver again."""
         self._buffer.clear()
+        self._waiting = 0
+        self._unconfirmed.clear()
+        self._confirmed.set()
 
     def wake(self) -> None:
         """Have `batch` return now, with nothing."""
         self._changed.set()
 
     async def batch(self) -> list[Delivery]:
-        """Wait for deliveries and return up to a batch of them in their order; none when woken."""
+        """Wait for deliveries and return up to a batch of orders in their order; none when woken.
+
+        A bundle is not parted: a batch may have the rest of its last one beyond its size.
+        """
         while not self._buffer:
             self._changed.clear()
             await self._changed.wait()
             if not self._buffer:
                 return []
-        if len(self._buffer) < MOST:
+        if self._waiting < MOST:
             await asyncio.sleep(LINGER_SECONDS)
-        return [self._buffer.popleft() for _ in range(min(MOST, len(self._buffer)))]
+        taken: list[Delivery] = []
+        left = MOST
+        while self._buffer and left > 0:
+            taken.append(self._buffer.popleft())
+            left -= len(taken[-1].bodies)
+        self._waiting -= MOST - left
+        return taken
 
-    def finish(self, batch: Sequence[Delivery], dead: Iterable[Delivery]) -> None:
-        """Send the dead ones to the dead letters, and acknowledge the batch and all that came before it."""
+    async def finish(self, batch: Sequence[Delivery], dead: Iterable[Dead]) -> None:
+        """Send the dead ones to the dead letters, and acknowledge the batch and all that came before it.
+
+        One that came in a bundle goes back to its queue by itself first: it dies when it comes from there.
+        """
         last = batch[-1]
+        alone = [each for each in dead if len(each.delivery.bodies) == 1]
+        bundled = [each for each in dead if len(each.delivery.bodies) > 1]
+        if bundled and last.channel is self._channel:
+            await self._put_back(bundled)
         if last.channel is not self._channel:
             return  # lost meanwhile: all of it comes again, and is known then
-        for delivery in dead:
-            last.channel.basic_reject(delivery.tag, requeue=False)
-        last.channel.basic_ack(last.tag, multiple=True)
+        rejected = {each.delivery.tag for each in alone}
+        for tag in rejected:
+            last.channel.basic_reject(tag, requeue=False)
+        # Not by the tag of one that is rejected: where nothing else is left the broker does not know it any more.
+        for delivery in reversed(batch):
+            if delivery.tag not in rejected:
+                last.channel.basic_ack(delivery.tag, multiple=True)
+                break
 
-    def _on_delivery(self, channel: Any, method: Any, _properties: Any, body: bytes) -> None:  # noqa: ANN401
+    async def _put_back(self, dead: Sequence[Dead]) -> None:
+        """Return once the broker has each as a message of its own; without its confirm the connection is given up."""
+        self._confirmed.clear()
+        for each in dead:
+            self._published += 1
+            self._unconfirmed.add(self._published)
+            properties = pika.BasicProperties(
+                delivery_mode=2, message_id=each.message_id, content_type="application/json"
+            )
+            self._channel.basic_publish("", each.delivery.queue, each.body, properties, mandatory=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CONFIRM_SECONDS):
+                await self._confirmed.wait()
+                return
+        self.drop("it does not confirm")
+
+    def _on_confirm(self, frame: Any) -> None:  # noqa: ANN401
+        method = frame.method
+        if method.NAME != "Basic.Ack":
+            self.drop("a queue takes nothing")
+            return
+        tag = method.delivery_tag
+        self._unconfirmed = {each for each in self._unconfirmed if each > tag or (each < tag and not method.multiple)}
+        if not self._unconfirmed:
+            self._confirmed.set()
+
+    def _on_delivery(self, queue: str, channel: Any, method: Any, properties: Any, body: bytes) -> None:  # noqa: ANN401
         if channel is self._channel:
-            self._buffer.append(Delivery(channel, method.delivery_tag, body))
+            bodies = split(properties.type, body)
+            self._buffer.append(Delivery(channel, method.delivery_tag, queue, bodies))
+            self._waiting += len(bodies)
             self._changed.set()

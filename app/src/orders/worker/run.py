@@ -3,22 +3,28 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
+from typing import NamedTuple
+from uuid import UUID
 
 import msgspec
 import psycopg
+from opentelemetry.trace import SpanKind
 from psycopg import AsyncConnection
 
 from orders import metrics
-from orders.database import deadline
+from orders.database import Cursor, deadline
 from orders.events.relay import Relay
 from orders.hints import DECISION_SECONDS, Hints, decision_hint
 from orders.ordering.identity import CONTENT_BYTES, content
 from orders.ordering.schemas import Order, OrderMessage
 from orders.settings import Settings, SettingsError
-from orders.worker.consumer import Consumer, Delivery
+from orders.tracecontext import Trace, at, below
+from orders.tracing import Attributes, Recording, Tracer
+from orders.webhooks.delivery import Deliverer
+from orders.worker.consumer import Consumer, Dead, Delivery
 from orders.worker.server import start_server
 from orders.worker.settlement import probe, settle
 
@@ -29,8 +35,22 @@ HOLD_SECONDS = 2.0  # so long a batch is held while the database is away; then i
 FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 2.0
 
+
+class _Named(msgspec.Struct):
+    """What says which order something would be, if it were one."""
+
+    id: UUID
+
+
 _DECODER = msgspec.json.Decoder(OrderMessage)
+_NAMED_DECODER = msgspec.json.Decoder(_Named)
 _ENCODER = msgspec.json.Encoder()
+_SETTLE: Attributes = {
+    "messaging.system": "rabbitmq",
+    "messaging.operation.name": "settle",
+    "messaging.operation.type": "process",
+    "messaging.destination.name": "intake",
+}
 
 # An order that PostgreSQL refuses for what is in it. Any other error is the database's, and no order's fault.
 _ORDERS_FAULT = (psycopg.DataError, psycopg.IntegrityError)
@@ -39,6 +59,14 @@ _TRY_AGAIN = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailu
 
 class DeadLetterError(Exception):
     """A message that will never be an order."""
+
+
+class Taken(NamedTuple):
+    """An order, and the message and the body in which it came."""
+
+    message: OrderMessage
+    delivery: Delivery
+    body: bytes
 
 
 def parse(body: bytes) -> OrderMessage:
@@ -56,6 +84,35 @@ def parse(body: bytes) -> OrderMessage:
     return message
 
 
+def _named(body: bytes) -> str | None:
+    try:
+        return str(_NAMED_DECODER.decode(body).id)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+class _Placed(msgspec.Struct):
+    """What says to which trace a message belongs, whatever else it is."""
+
+    traceparent: str = ""
+
+
+_PLACED_DECODER = msgspec.json.Decoder(_Placed)
+
+
+def _trace(body: bytes) -> Trace | None:
+    try:
+        return below(_PLACED_DECODER.decode(body).traceparent)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _sampled(messages: Iterable[OrderMessage]) -> dict[UUID, Trace]:
+    """Return the traces of those that are sampled, by their orders."""
+    found = ((message.id, below(message.traceparent)) for message in messages if message.traceparent)
+    return {identifier: trace for identifier, trace in found if trace and trace.sampled}
+
+
 class Worker:
     """One process that settles orders. Any number of them can."""
 
@@ -64,6 +121,8 @@ class Worker:
         self._consumer = Consumer(settings)
         self._hints = Hints(settings)
         self._relay = Relay(settings)
+        self._tracer = Tracer(settings, "orders-worker")
+        self._deliverer = Deliverer(settings)
         self._stopping = asyncio.Event()
         self._connection: AsyncConnection | None = None
         self._paused = True
@@ -72,6 +131,7 @@ class Worker:
         """Finish the batch, acknowledge it, and leave."""
         self._stopping.set()
         self._consumer.wake()
+        self._deliverer.leave()
 
     def why_not_ready(self) -> str:
         """Return why no orders are settled now; empty if they are."""
@@ -81,8 +141,10 @@ class Worker:
 
     async def run(self) -> None:
         """Work until told to stop."""
+        self._tracer.start()
         self._hints.start()
         self._relay.start()
+        self._deliverer.start()
         wait = FIRST_WAIT_SECONDS
         while not self._stopping.is_set():
             try:
@@ -102,29 +164,45 @@ class Worker:
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
         await self._disconnect()
         await self._relay.stop()
+        await self._deliverer.stop()
         await self._hints.stop()
+        await self._tracer.stop()
 
     async def _work(self, batch: Sequence[Delivery]) -> None:
-        dead: dict[int, Delivery] = {}
-        orders: dict[bytes, tuple[OrderMessage, Delivery]] = {}
+        taken_at = datetime.now(UTC)
+        dead: list[Dead] = []
+        orders: dict[bytes, Taken] = {}
         for delivery in batch:
-            try:
-                message = parse(delivery.body)
-            except DeadLetterError as error:
-                self._bury(delivery, dead, error)
-            else:
-                orders.setdefault(message.id.bytes[:CONTENT_BYTES], (message, delivery))
-        with metrics.BATCH_SECONDS.time():
-            decided = await self._hold([*orders.values()], dead)
-        self._consumer.finish(batch, dead.values())
+            for body in delivery.bodies:
+                try:
+                    message = parse(body)
+                except DeadLetterError as error:
+                    self._bury(Dead(delivery, body, _named(body)), dead, error)
+                else:
+                    orders.setdefault(message.id.bytes[:CONTENT_BYTES], Taken(message, delivery, body))
+        if orders:
+            oldest = min(each.message.accepted_at for each in orders.values())
+            metrics.QUEUE_AGE.observe((taken_at - oldest).total_seconds())
+        count = sum(len(delivery.bodies) for delivery in batch)
+        traces = _sampled(each.message for each in orders.values())
+        attributes = {**_SETTLE, "messaging.batch.message_count": count}
+        with (
+            self._tracer.open([*traces.values()], "settle order", SpanKind.CONSUMER, attributes)
+            or nullcontext() as spans
+        ):
+            with metrics.BATCH_SECONDS.time():
+                decided = await self._hold([*orders.values()], dead)
+            await self._consumer.finish(batch, dead)
+            if spans:
+                self._tell(spans, traces, decided)
         self._relay.poke()
-        self._count(decided, duplicates=len(batch) - len(dead) - len(decided), batch=len(batch))
-        owners = {message.id: message.customer_id.encode() for message, _ in orders.values()}
+        self._count(decided, traces if spans else {}, duplicates=count - len(dead) - len(decided), batch=count)
+        owners = {each.message.id: each.message.customer_id.encode() for each in orders.values()}
         # Only where there is none: an order may have been changed by now, which is noted there.
         hints = {decision_hint(order.id): owners[order.id] + b"\n" + _ENCODER.encode(order) for order in decided}
         await self._hints.remember(hints, DECISION_SECONDS, if_absent=True)
 
-    async def _hold(self, orders: Sequence[tuple[OrderMessage, Delivery]], dead: dict[int, Delivery]) -> list[Order]:
+    async def _hold(self, orders: Sequence[Taken], dead: list[Dead]) -> list[Order]:
         """Settle, over connections that break, for as long as a batch may be held."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + HOLD_SECONDS
@@ -138,32 +216,45 @@ class Worker:
                 await self._disconnect()
                 await self._sleep(FIRST_WAIT_SECONDS)
 
-    async def _settle(
-        self, connection: AsyncConnection, orders: Sequence[tuple[OrderMessage, Delivery]], dead: dict[int, Delivery]
-    ) -> list[Order]:
+    async def _settle(self, connection: AsyncConnection, orders: Sequence[Taken], dead: list[Dead]) -> list[Order]:
         if not orders:
             return []
         try:
             with deadline(connection, SETTLE_SECONDS):
-                return await settle(connection, [message for message, _ in orders])
+                return await settle(connection, [each.message for each in orders])
         except _TRY_AGAIN:
             return await self._settle(connection, orders, dead)
         except _ORDERS_FAULT as error:
             if len(orders) == 1:
-                self._bury(orders[0][1], dead, error)
+                self._bury(Dead(orders[0].delivery, orders[0].body, str(orders[0].message.id)), dead, error)
                 return []
             decided: list[Order] = []
             for order in orders:  # to find the one
                 decided += await self._settle(connection, [order], dead)
             return decided
 
-    @staticmethod
-    def _bury(delivery: Delivery, dead: dict[int, Delivery], error: Exception) -> None:
-        _LOG.error("A message goes to the dead letters: %s", error)
-        dead[delivery.tag] = delivery
+    def _bury(self, one: Dead, dead: list[Dead], error: Exception) -> None:
+        trace = _trace(one.body)
+        with at(trace):
+            _LOG.error("A message goes to the dead letters: %s", error)
+        # Errors are told of, sampled or not.
+        if trace and (span := self._tracer.open([trace], "bury message", SpanKind.CONSUMER, _SETTLE)):
+            span.fail(type(error).__qualname__)
+            span.end()
+        dead.append(one)
 
     @staticmethod
-    def _count(decided: Sequence[Order], *, duplicates: int, batch: int) -> None:
+    def _tell(spans: Recording, traces: Mapping[UUID, Trace], decided: Sequence[Order]) -> None:
+        """Have each sampled order's span and a log line say what it came to."""
+        outcomes = {order.id: str(order.refusal or order.state) for order in decided}
+        each = [(identifier, trace, outcomes.get(identifier, "known before")) for identifier, trace in traces.items()]
+        spans.note_each([{"messaging.message.id": str(order), "orders.outcome": outcome} for order, _, outcome in each])
+        for order, trace, outcome in each:
+            with at(trace):
+                _LOG.info("Order %s is %s", order, outcome)
+
+    @staticmethod
+    def _count(decided: Sequence[Order], traces: Mapping[UUID, Trace], *, duplicates: int, batch: int) -> None:
         now = datetime.now(UTC)
         metrics.BATCH_ORDERS.observe(batch)
         metrics.SETTLED.labels("known before").inc(duplicates)
@@ -171,7 +262,9 @@ class Worker:
         for order in decided:
             metrics.SETTLED.labels(order.refusal or order.state).inc()
             if order.accepted_at:
-                metrics.SETTLEMENT_LAG.observe((now - order.accepted_at).total_seconds())
+                trace = traces.get(order.id)
+                exemplar = {"trace_id": trace.trace_id} if trace else None
+                metrics.SETTLEMENT_LAG.observe((now - order.accepted_at).total_seconds(), exemplar)
 
     async def _connect(self) -> AsyncConnection:
         """Return a connection by which orders can be settled.
@@ -181,7 +274,10 @@ class Worker:
         """
         if self._connection is None or self._connection.closed:
             connection = await AsyncConnection.connect(
-                self._settings.conninfo(self._settings.database_url), autocommit=True, prepare_threshold=None
+                self._settings.conninfo(self._settings.database_url),
+                autocommit=True,
+                prepare_threshold=None,
+                cursor_factory=Cursor,
             )
             try:
                 with deadline(connection, SETTLE_SECONDS):

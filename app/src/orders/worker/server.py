@@ -1,15 +1,18 @@
 """The worker's own small HTTP server: /livez, /readyz and /metrics."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from http import HTTPStatus
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder
 
 from orders.errors import MEDIA_TYPE, Health, Problem
 
 _SECONDS = 2.0
+_ACCEPT = re.compile(rb"\r\naccept: *([^\r]*)", re.IGNORECASE)
 
 
 async def start_server(port: int, why_not_ready: Callable[[], str]) -> asyncio.Server:
@@ -39,7 +42,9 @@ def _response(request: bytes, why_not_ready: Callable[[], str]) -> bytes:
         if reason := why_not_ready():
             problem = Problem(503, "Service Unavailable", detail=reason)
     elif path == b"/metrics":
-        media_type, content = CONTENT_TYPE_LATEST, generate_latest()
+        accept = _ACCEPT.search(request)
+        encode, media_type = choose_encoder(accept[1].decode("latin-1") if accept else "")
+        content = encode(REGISTRY)
     elif path != b"/livez":
         problem = Problem(404, "Not Found")
     if problem:

@@ -13,6 +13,7 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
 QUEUES = ("intake-1", "intake-2", "intake-3")
+WAITING_QUEUES = tuple(f"webhook-retry-{number}" for number in range(1, 6))
 REDELIVERIES = 25
 
 
@@ -83,6 +84,35 @@ def keeps_events(connection: pika.BlockingConnection) -> None:
         reader.cancel()
 
 
+def waits(connection: pika.BlockingConnection) -> None:
+    """Raise unless webhooks get events, and a message that waited comes back, no later than it asked for."""
+    channel = connection.channel()
+    channel.confirm_delivery()
+    body = f"verify {uuid.uuid4()}".encode()
+    channel.basic_publish("events", "order.shipped", body, pika.BasicProperties(delivery_mode=2), mandatory=True)
+    events = connection.channel()
+    take(events, "webhook-events", body)
+    events.close()
+    events = connection.channel()
+    while (message := events.basic_get("webhook-events", auto_ack=True))[0] is not None:
+        if message[2] == body:
+            break
+    began = time.monotonic()
+    for queue in WAITING_QUEUES:
+        properties = pika.BasicProperties(delivery_mode=2, expiration="1500")
+        channel.basic_publish("", queue, queue.encode(), properties, mandatory=True)
+    seen: set[bytes] = set()
+    while len(seen) < len(WAITING_QUEUES) and time.monotonic() < began + 15:
+        method, _, found = channel.basic_get("webhook-due", auto_ack=True)
+        if method:
+            seen.add(found)
+            if time.monotonic() < began + 1.4:
+                raise AssertionError(f"{found!r} did not wait")
+    if seen != {queue.encode() for queue in WAITING_QUEUES}:
+        raise AssertionError(f"webhook-due gives only {sorted(seen)}")
+    refused(connection, "reading what waits", lambda channel: channel.basic_get("webhook-retry-1"))
+
+
 def main() -> int:
     """Check everything and say how often."""
     config = json.load(sys.stdin)
@@ -111,6 +141,7 @@ def main() -> int:
             raise AssertionError(f"{queue}: dead letter says {properties.headers['x-death']}")
         channel.basic_ack(method.delivery_tag)
     keeps_events(connection)
+    waits(connection)
     refused(connection, "declaring a queue", lambda channel: channel.queue_declare("intake-9"))
     refused(connection, "deleting a queue", lambda channel: channel.queue_delete("intake-1"))
     refused(connection, "deleting the dead letters", lambda channel: channel.queue_delete("intake-dead"))
