@@ -28,7 +28,7 @@ from servers import DEAD_QUEUE, QUEUES, wait_until
 from service import NUMBERS, Api, Platform, Workers
 
 RUNS = int(os.environ.get("MODEL_RUNS") or 0)
-FEW_RUNS = 5
+FEW_RUNS = 4
 STEPS = 40
 PORTS = (8141, 8142)
 WORKER_PORTS = (8143, 8144)
