@@ -69,10 +69,10 @@ class Exporting(SpanProcessor):
         self._thread.start()
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Take a span, unless too many wait."""
+        """Take a span; where too many wait, in place of the oldest."""
         if len(self._waiting) >= MOST_WAITING:
+            self._waiting.popleft()
             _DROPPED.inc()
-            return
         self._waiting.append(span)
         if not self._wake.is_set():
             self._wake.set()
