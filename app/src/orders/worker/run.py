@@ -91,6 +91,7 @@ class Worker:
         self._relay = Relay(settings)
         self._stopping = asyncio.Event()
         self._connection: AsyncConnection | None = None
+        self._hinting: asyncio.Task[None] | None = None
         self._paused = True
 
     def stop(self) -> None:
@@ -125,6 +126,8 @@ class Worker:
             await self._consumer.stop()
             await self._sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+        if self._hinting:
+            await self._hinting
         await self._disconnect()
         await self._relay.stop()
         await self._hints.stop()
@@ -150,7 +153,13 @@ class Worker:
         await self._consumer.finish(batch, dead)
         self._relay.poke()
         self._count(decided, duplicates=count - len(dead) - len(decided), batch=count)
-        owners = {each.message.id: each.message.customer_id.encode() for each in orders.values()}
+        # While the database is at the next batch. What is forgotten when the worker leaves is asked of the database.
+        if self._hinting:
+            await self._hinting
+        self._hinting = asyncio.create_task(self._tell(decided, [each.message for each in orders.values()]))
+
+    async def _tell(self, decided: Sequence[Order], messages: Sequence[OrderMessage]) -> None:
+        owners = {message.id: message.customer_id.encode() for message in messages}
         # Only where there is none: an order may have been changed by now, which is noted there.
         hints = {decision_hint(order.id): owners[order.id] + b"\n" + _ENCODER.encode(order) for order in decided}
         await self._hints.remember(hints, DECISION_SECONDS, if_absent=True)
