@@ -262,7 +262,7 @@ def settled_within_a_second(workers: Workers, place: Callable[[], Load]) -> dict
 
     workers.start()
     found = place()
-    orders = LAG_RATE * LAG_SECONDS
+    orders = LAG_RATE * LAG_SECONDS // CONNECTIONS * CONNECTIONS
     wait_until(lambda: figure("orders_settlement_lag_seconds_count") >= orders, "the orders", 60)
     share = figure('orders_settlement_lag_seconds_bucket{le="1.0"}') / figure("orders_settlement_lag_seconds_count")
     workers.stop()
@@ -314,6 +314,7 @@ def test_figures(platform: Platform, api: Api, visitor: Visitor, no_worker: Work
         taken, found = milliseconds({"service": [service.process], **others}, partial(load, port, make, status))
         ratio = round(sum(taken.values()) / unit, 2)
         figures[name] = {"cpu_ms": taken, "empty_cpu_ms": unit, "ratio": ratio, **found._asdict()}
+        print(f"\n{name}: {json.dumps(figures[name])}", flush=True)
     bundles = bundling.metric("orders_intake_message_orders_count")
     figures["orders_a_message"] = round(bundling.metric("orders_intake_message_orders_sum") / bundles, 2)
     figures["replica_mb"] = round(resident_mb(bundling.process))
