@@ -9,25 +9,31 @@ import itertools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from servers import POSTGRES_BIN, QUEUES, Process, listens, wait_until
-from service import Api, Platform, Workers
+from service import Api, Platform, Visitor, Workers
 from test_failures import message
 
 EMPTY_PORT = 8199
 RATE = 500
-SECONDS = 20
+SECONDS = 10
 CONNECTIONS = 16
 BACKLOG = 10_000
 PGBENCH_SECONDS = 10
-IDLE_SECONDS = 20
+IDLE_SECONDS = 10
+LAG_RATE = 200
+LAG_SECONDS = 15
+BUNDLE_MS = "5"
+STANDBY_PORT = 5433
 REST_SECONDS = 5
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -100,14 +106,14 @@ async def _send(port: int, requests: Iterator[bytes], expected: bytes, started: 
     return took
 
 
-def load(port: int, make: Callable[[int], bytes], expected: int) -> Load:
-    """Send RATE requests a second for SECONDS."""
+def load(port: int, make: Callable[[int], bytes], expected: int, *, rate: int = RATE, seconds: int = SECONDS) -> Load:
+    """Send so many requests a second for some seconds."""
     numbers = itertools.count()
-    each = RATE * SECONDS // CONNECTIONS
+    each = rate * seconds // CONNECTIONS
 
     async def run() -> list[list[float]]:
         started = time.perf_counter() + 0.1
-        step = CONNECTIONS / RATE
+        step = CONNECTIONS / rate
         return await asyncio.gather(
             *(
                 _send(
@@ -174,28 +180,96 @@ def pgbench(platform: Platform) -> float:
     return float(next(line for line in result.stdout.splitlines() if line.startswith("tps")).split()[2])
 
 
-def settled_a_second(platform: Platform, workers: Workers) -> float:
+def settled_a_second(platform: Platform, workers: Workers, customer: str) -> float:
     """Return how many orders of a backlog a worker settles a second, each of two lines."""
     bodies = [
-        message("backlog", n, [(f"P-{1 + n % 97:05}", 1), (f"P-{1 + (n + 31) % 97:05}", 2)])[1] for n in range(BACKLOG)
+        message(customer, n, [(f"P-{1 + n % 97:05}", 1), (f"P-{1 + (n + 31) % 97:05}", 2)])[1] for n in range(BACKLOG)
     ]
     for number, queue in enumerate(QUEUES):
         platform.rabbitmq.publish(queue, *bodies[number :: len(QUEUES)])
-    query = "SELECT count(*) FROM orders WHERE customer_id = 'backlog'"
+    query = "SELECT count(*) FROM orders WHERE customer_id = %s"
     with platform.postgres.admin() as connection:
 
         def settled() -> int:
-            row = connection.execute(query).fetchone()
+            row = connection.execute(query, (customer,)).fetchone()
             return int(row[0]) if row else 0
 
         workers.start(wait=False)
         wait_until(settled, "the first batch", 60)
         first, started = settled(), time.monotonic()
         wait_until(lambda: settled() == BACKLOG, "the backlog", 120)
-        return (BACKLOG - first) / (time.monotonic() - started)
+        took = time.monotonic() - started
+    workers.stop()
+    return (BACKLOG - first) / took
 
 
-def test_figures(platform: Platform, api: Api, no_worker: Workers) -> None:
+@contextmanager
+def standby(platform: Platform) -> Iterator[Process]:
+    """Have a second PostgreSQL, without whose word nothing is committed, as a platform has it."""
+    folder = platform.postgres.folder
+    data = folder / "standby"
+    with platform.postgres.admin() as connection:
+        path = Path(str(connection.execute("SHOW hba_file").fetchone()[0]))  # type: ignore[index]
+        path.write_text(f"local replication postgres trust\n{path.read_text()}")
+        connection.execute("SELECT pg_reload_conf()")
+    subprocess.run(
+        [
+            *(
+                str(POSTGRES_BIN / "pg_basebackup"),
+                "-D",
+                str(data),
+                "-h",
+                str(folder),
+                "-p",
+                str(platform.postgres.port),
+            ),
+            *("-U", "postgres", "-R", "-X", "stream", "-c", "fast", "--no-sync"),
+        ],
+        check=True,
+        capture_output=True,
+        user="postgres",
+        group="postgres",
+        extra_groups=[],
+    )
+    process = Process(folder, "standby")
+    process.spawn([str(POSTGRES_BIN / "postgres"), "-D", str(data), "-p", str(STANDBY_PORT)], user="postgres")
+    with platform.postgres.admin() as connection:
+        for setting in ("ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()"):
+            connection.execute(setting)
+        state = "SELECT FROM pg_stat_replication WHERE sync_state = 'sync' AND state = 'streaming'"
+        wait_until(lambda: connection.execute(state).fetchone() is not None, "the standby")
+        try:
+            yield process
+        finally:
+            for setting in ("ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()"):
+                connection.execute(setting)
+            process.stop(signal.SIGINT)
+
+
+def settlement(platform: Platform, workers: Workers, customer: str) -> dict[str, float]:
+    """Return how a worker's settlement compares with pgbench, in this order on the same cluster."""
+    inserts = pgbench(platform)
+    settled = settled_a_second(platform, workers, customer)
+    return {"settled_a_second": round(settled), "pgbench": round(inserts), "ratio": round(settled / inserts, 2)}
+
+
+def settled_within_a_second(workers: Workers, place: Callable[[], Load]) -> dict[str, object]:
+    """Return of which share of orders no more than a second passed from acceptance to settlement."""
+
+    def figure(name: str) -> float:
+        lines = workers.client.get("/metrics").text.splitlines()
+        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
+
+    workers.start()
+    found = place()
+    orders = LAG_RATE * LAG_SECONDS // CONNECTIONS * CONNECTIONS
+    wait_until(lambda: figure("orders_settlement_lag_seconds_count") >= orders, "the orders", 60)
+    share = figure('orders_settlement_lag_seconds_bucket{le="1.0"}') / figure("orders_settlement_lag_seconds_count")
+    workers.stop()
+    return {"percent": round(100 * share, 2), **found._asdict()}
+
+
+def test_figures(platform: Platform, api: Api, visitor: Visitor, no_worker: Workers) -> None:
     with platform.postgres.admin() as connection:  # the tests go without, a platform does not
         connection.execute("ALTER SYSTEM SET fsync = on")
         connection.execute("SELECT pg_reload_conf()")
@@ -208,29 +282,42 @@ def test_figures(platform: Platform, api: Api, no_worker: Workers) -> None:
         ]
     )
     wait_until(lambda: listens(EMPTY_PORT), "the empty handler")
+    bundling = Api(platform, 8170, ORDERS_BUNDLE_MILLISECONDS=BUNDLE_MS)
+    bundling.wait_until_ready()
     token = platform.keycloak.bearer("load")
-    order = json.dumps({"lines": [{"sku": "P-00001", "quantity": 1}, {"sku": "P-00002", "quantity": 2}]}).encode()
-    parts = {
-        "service": [api.process],
+    visitor.log_in("anna")
+    session = {"Cookie": f"__Host-session={visitor.session}"}
+    body = json.dumps({"lines": [{"sku": "P-00001", "quantity": 1}, {"sku": "P-00002", "quantity": 2}]}).encode()
+
+    def order(name: str, number: int) -> bytes:
+        return request("POST", "/v1/orders", {**token, "Idempotency-Key": f"{name}-{number}"}, body)
+
+    others = {
         "rabbitmq": platform.rabbitmq.brokers,
-        "valkey": platform.valkey.nodes,
+        "valkey": [*platform.valkey.nodes, *platform.valkey_sessions.nodes],
         "postgresql": [platform.postgres, platform.postgres.pooler],
     }
-    taken, found = milliseconds({"service": [empty]}, lambda: load(EMPTY_PORT, lambda _: request("GET", "/"), 200))
-    unit = taken["service"]
-    figures: dict[str, object] = {"empty": {"cpu_ms": taken, **found._asdict()}}
-    cases: dict[str, tuple[Callable[[int], bytes], int]] = {
-        "cached product": (lambda _: request("GET", "/v1/products/P-00001"), 200),
-        "own orders, with a token": (lambda _: request("GET", "/v1/orders?limit=1", token), 200),
-        "order": (
-            lambda n: request("POST", "/v1/orders", {**token, "Idempotency-Key": f"load-{n}"}, order),
-            202,
-        ),
+    figures: dict[str, object] = {}
+    cases: dict[str, tuple[Api, Callable[[int], bytes], int]] = {
+        "cached product": (api, lambda _: request("GET", "/v1/products/P-00001"), 200),
+        "who one is, with a token": (api, lambda _: request("GET", "/v1/me", token), 200),
+        "who one is, with a session": (api, lambda _: request("GET", "/v1/me", session), 200),
+        "own orders, with a token": (api, lambda _: request("GET", "/v1/orders?limit=1", token), 200),
+        "order, each a message": (api, partial(order, "single"), 202),
+        "order, in bundles": (bundling, partial(order, "bundle"), 202),
     }
-    for name, (make, status) in cases.items():
-        taken, found = milliseconds(parts, partial(load, 8100, make, status))
-        figures[name] = {"cpu_ms": taken, "ratio": round(sum(taken.values()) / unit, 2), **found._asdict()}
-    figures["replica_mb"] = round(resident_mb(api.process))
+    for name, (service, make, status) in cases.items():
+        # Each beside its own unit: the machine is not the same for long.
+        taken, _ = milliseconds({"service": [empty]}, lambda: load(EMPTY_PORT, lambda _: request("GET", "/"), 200))
+        unit = taken["service"]
+        port = int(service.url.rpartition(":")[2])
+        taken, found = milliseconds({"service": [service.process], **others}, partial(load, port, make, status))
+        ratio = round(sum(taken.values()) / unit, 2)
+        figures[name] = {"cpu_ms": taken, "empty_cpu_ms": unit, "ratio": ratio, **found._asdict()}
+        print(f"\n{name}: {json.dumps(figures[name])}", flush=True)
+    bundles = bundling.metric("orders_intake_message_orders_count")
+    figures["orders_a_message"] = round(bundling.metric("orders_intake_message_orders_sum") / bundles, 2)
+    figures["replica_mb"] = round(resident_mb(bundling.process))
     no_worker.start()
     wait_until(lambda: platform.rabbitmq.depth(*QUEUES) == 0, "the load's orders", 120)
     time.sleep(5)
@@ -240,9 +327,12 @@ def test_figures(platform: Platform, api: Api, no_worker: Workers) -> None:
         (cpu_seconds([no_worker.process]) - before) / IDLE_SECONDS * 100, 2
     )
     no_worker.stop()
-    inserts = pgbench(platform)
-    settled = settled_a_second(platform, no_worker)
-    figures["settled_a_second"] = round(settled)
-    figures["settled_to_pgbench"] = round(settled / inserts, 2)
+    figures["settled_within_a_second"] = settled_within_a_second(
+        no_worker, lambda: load(8170, partial(order, "lag"), 202, rate=LAG_RATE, seconds=LAG_SECONDS)
+    )
+    figures["settlement, alone"] = settlement(platform, no_worker, "backlog-alone")
+    with standby(platform):
+        figures["settlement, with a synchronous standby"] = settlement(platform, no_worker, "backlog-standby")
+    bundling.stop()
     empty.stop()
     print("\n" + json.dumps(figures, indent=2))

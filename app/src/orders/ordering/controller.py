@@ -13,6 +13,7 @@ from litestar.params import FromPath, HeaderParameter, QueryParameter
 
 from orders.access.guards import BEARER
 from orders.access.schemas import Access, Caller
+from orders.answers import Frequent, Ready
 from orders.bodies import parse
 from orders.errors import BadRequestError
 from orders.ordering.schemas import (
@@ -117,7 +118,8 @@ class OrderController(Controller):
     path = "/v1/orders"
     tags = ["Orders"]
 
-    @post(
+    @Frequent(
+        http_method="POST",
         access=Access.CUSTOMER,
         security=BEARER,
         operation_id="PlaceOrder",
@@ -136,8 +138,9 @@ class OrderController(Controller):
     )
     async def place_order(
         self,
-        request: Request[Caller, Any, Any],
-        caller: NamedDependency[Caller],
+        request: Request[
+            Caller, Any, Any
+        ],  # who it is of as well: to be given a second thing costs Litestar a group of tasks
         orders: NamedDependency[Orders],
         idempotency_key: Annotated[
             str,
@@ -145,14 +148,15 @@ class OrderController(Controller):
                 name="Idempotency-Key", pattern=KEY_PATTERN, description="Of the client's making, one an order."
             ),
         ],
-    ) -> Response[Accepted]:
+    ) -> Ready[Accepted]:
         """Place an order of the token's subject: it is queued, and settled or refused soon after.
 
         The same order again is the same order.
         """
         order = parse_order(request.headers.get("content-type", ""), await request.body())
-        identifier = await orders.place(caller.subject, idempotency_key, order)
-        return Response(Accepted(identifier), headers={"Location": f"/v1/orders/{identifier}", **_NO_STORE})
+        identifier = await orders.place(request.user.subject, idempotency_key, order)
+        headers = {"Location": f"/v1/orders/{identifier}", **_NO_STORE, "Content-Type": "application/json"}
+        return Ready(_ENCODER.encode(Accepted(identifier)), status_code=202, headers=headers)
 
     @get(
         access=Access.CUSTOMER,

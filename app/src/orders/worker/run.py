@@ -125,6 +125,7 @@ class Worker:
         self._deliverer = Deliverer(settings)
         self._stopping = asyncio.Event()
         self._connection: AsyncConnection | None = None
+        self._hinting: asyncio.Task[None] | None = None
         self._paused = True
 
     def stop(self) -> None:
@@ -162,6 +163,8 @@ class Worker:
             await self._consumer.stop()
             await self._sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+        if self._hinting:
+            await self._hinting
         await self._disconnect()
         await self._relay.stop()
         await self._deliverer.stop()
@@ -197,7 +200,13 @@ class Worker:
                 self._tell(spans, traces, decided)
         self._relay.poke()
         self._count(decided, traces if spans else {}, duplicates=count - len(dead) - len(decided), batch=count)
-        owners = {each.message.id: each.message.customer_id.encode() for each in orders.values()}
+        # While the database is at the next batch. What is forgotten when the worker leaves is asked of the database.
+        if self._hinting:
+            await self._hinting
+        self._hinting = asyncio.create_task(self._hint(decided, [each.message for each in orders.values()]))
+
+    async def _hint(self, decided: Sequence[Order], messages: Sequence[OrderMessage]) -> None:
+        owners = {message.id: message.customer_id.encode() for message in messages}
         # Only where there is none: an order may have been changed by now, which is noted there.
         hints = {decision_hint(order.id): owners[order.id] + b"\n" + _ENCODER.encode(order) for order in decided}
         await self._hints.remember(hints, DECISION_SECONDS, if_absent=True)
