@@ -403,7 +403,7 @@ def test_a_collector_that_hangs_or_is_away_costs_no_request_anything(platform: P
         asked.wait_until_ready()
         times(asked, name, 50)
         well = times(asked, name, 150)
-        wait_until(lambda: asked.metric("orders_spans_total") >= 3 * 200, "spans")
+        wait_until(lambda: asked.metric("orders_spans_total") >= 2 * 200, "spans")  # a busy Valkey is not asked
         with frozen(collector):
             hangs = times(asked, name, 900)
             wait_until(lambda: failed(asked) > 0, "a batch that was given up", 15)
