@@ -23,6 +23,10 @@ JOBS = {
     "patroni": ["postgres"],
     "rabbitmq": ["rabbitmq"],
     "rabbitmq_queues": ["rabbitmq"],
+    "postgres": ["postgres"],
+    "pgbouncer": ["postgres"],
+    "valkey": ["valkey"],
+    "probe": ["prometheus"],
     "prometheus": ["prometheus"],
     "alertmanager": ["alertmanager"],
     "jaeger": ["jaeger"],
@@ -48,9 +52,10 @@ def test_every_target_is_up(site: Site) -> None:
         said = []
         for server in site.groups["prometheus"]:
             targets = watch.ask(site, "targets?state=active", server)["activeTargets"]
-            found = {(t["labels"].get("service", t["labels"]["job"]), t["labels"]["instance"]): t for t in targets}
-            said += [f"{server}: {pair} is expected or found alone" for pair in set(found) ^ expected(site)]
-            said += [f"{server}: {p} {t['health']}: {t['lastError']}" for p, t in found.items() if t["health"] != "up"]
+            pairs = [(t["labels"].get("service", t["labels"]["job"]), t["labels"]["instance"]) for t in targets]
+            said += [f"{server}: {pair} is expected or found alone" for pair in set(pairs) ^ expected(site)]
+            down = [(pair, t) for pair, t in zip(pairs, targets, strict=True) if t["health"] != "up"]
+            said += [f"{server}: {pair} {t['health']}: {t['lastError']}" for pair, t in down]
         return said
 
     watch.wait_for(complaints, SEEN_SECONDS)
