@@ -64,11 +64,14 @@ _SUCCEED = f"""
 WITH delivered AS (UPDATE webhook_delivery SET state = 'delivered', next_at = NULL, attempts = {_LOG} WHERE {_THIS})
 UPDATE webhook_endpoint SET failing_since = NULL WHERE id = %(endpoint)s AND failing_since IS NOT NULL
 """  # noqa: S608  (a constant)
+# Its time counts from its first failure, which is no earlier than its endpoint's: whatever is given up where nothing else arrives has
+# the endpoint switched off in the same transaction.
+_GIVEN_UP = "step > 0 AND queued_at <= now() - make_interval(secs => %(patience)s)"
 _FAIL = f"""
 UPDATE webhook_delivery SET attempts = {_LOG}, step = step + 1,
-    state = CASE WHEN queued_at <= now() - make_interval(secs => %(patience)s) THEN 'failed' ELSE 'pending' END,
-    next_at = CASE WHEN queued_at <= now() - make_interval(secs => %(patience)s) THEN NULL
-        ELSE now() + make_interval(secs => %(wait)s) END
+    queued_at = CASE WHEN step = 0 THEN now() ELSE queued_at END,
+    state = CASE WHEN {_GIVEN_UP} THEN 'failed' ELSE 'pending' END,
+    next_at = CASE WHEN {_GIVEN_UP} THEN NULL ELSE now() + make_interval(secs => %(wait)s) END
 WHERE {_THIS} AND state = 'pending'
 """  # noqa: S608  (a constant)
 _BLAME = """
