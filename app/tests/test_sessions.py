@@ -328,7 +328,7 @@ def test_a_session_lasts_while_it_is_used_and_not_for_ever(platform: Platform, v
             time.sleep(0.2)
         assert unused.status() == 401
         wait_until(lambda: used.status() == 401, "its end", 4)
-        assert time.monotonic() - began > 7.5
+        assert time.monotonic() - began > 6.9  # a session's times are whole seconds
 
 
 def test_a_session_in_use_costs_no_writes_and_one_read_a_second(api: Api, visitor: Visitor) -> None:
