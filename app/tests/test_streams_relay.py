@@ -49,7 +49,10 @@ class Listener:
 
 
 @pytest.fixture
-def listener(platform: Platform) -> Iterator[Listener]:
+def listener(platform: Platform, api: Api) -> Iterator[Listener]:
+    # A queue that is declared at one broker is unknown to another that keeps apart.
+    platform.rabbitmq.heal()
+    wait_until(lambda: api.metric("orders_lane_ready") == 3, "all lanes", 60)
     listener = Listener(platform.rabbitmq)
     yield listener
     listener.close()
