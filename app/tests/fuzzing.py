@@ -31,6 +31,7 @@ BEYOND_SCHEMAS = re.compile(
     r"|is not of a log-in that began in this browser"
     r"|has a name that (does not resolve|is not resolved in time)"  # there is no Internet where the tests are
     r"|leads to \S+, which is no address of the Internet"
+    r"|has no host's name of|has a port that is not one of|is no address of the web|has a user, a password or a fragment"
 )
 # HTTP lets every request have more headers.
 MORE_HEADERS = "in header - object with unexpected properties"
