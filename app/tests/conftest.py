@@ -10,6 +10,7 @@ import hypothesis
 import psycopg
 import pytest
 
+from servers import DEAD_QUEUE, QUEUES
 from service import NUMBERS, Api, Platform, Products, Visitor, Workers
 
 # The same examples in every run; and no deadline, since the machine is shared.
@@ -80,6 +81,16 @@ def no_worker(workers: Workers) -> Workers:
     """No worker, and empty queues to begin with."""
     workers.stop()
     return workers
+
+
+@pytest.fixture
+def no_messages(platform: Platform, no_worker: Workers) -> Iterator[None]:
+    """Have no message anywhere, before and after."""
+    for queue in (*QUEUES, DEAD_QUEUE):
+        platform.rabbitmq.take(queue)
+    yield
+    for queue in (*QUEUES, DEAD_QUEUE):
+        platform.rabbitmq.take(queue)
 
 
 @pytest.fixture

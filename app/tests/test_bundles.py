@@ -15,6 +15,8 @@ from servers import DEAD_QUEUE, QUEUE_ARGUMENTS, QUEUES, frozen, wait_until
 from service import Api, Platform, Workers
 from test_failures import counts, message
 
+pytestmark = pytest.mark.usefixtures("no_messages")
+
 KEPT_MS = "20"
 
 
@@ -25,16 +27,6 @@ def bundling(platform: Platform) -> Iterator[Api]:
     api.wait_until_ready()
     yield api
     assert api.stop() == 0
-
-
-@pytest.fixture(autouse=True)
-def empty(platform: Platform, no_worker: Workers) -> Iterator[None]:
-    """Have no message anywhere, before and after."""
-    for queue in (*QUEUES, DEAD_QUEUE):
-        platform.rabbitmq.take(queue)
-    yield
-    for queue in (*QUEUES, DEAD_QUEUE):
-        platform.rabbitmq.take(queue)
 
 
 def place(api: Api, name: str, count: int) -> float:

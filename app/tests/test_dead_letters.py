@@ -12,17 +12,9 @@ from orders.settings import Settings
 from servers import DEAD_QUEUE, QUEUES, frozen, wait_until
 from service import Api, Platform, Products, Workers, same_order
 
+pytestmark = pytest.mark.usefixtures("no_messages")
+
 GARBAGE = b'{"no": "order"}'
-
-
-@pytest.fixture(autouse=True)
-def empty(platform: Platform, no_worker: Workers) -> Iterator[None]:
-    """Have no message anywhere, before and after."""
-    for queue in (*QUEUES, DEAD_QUEUE):
-        platform.rabbitmq.take(queue)
-    yield
-    for queue in (*QUEUES, DEAD_QUEUE):
-        platform.rabbitmq.take(queue)
 
 
 @pytest.fixture

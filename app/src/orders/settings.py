@@ -72,9 +72,8 @@ class Webhooks(NamedTuple):
     ports: frozenset[int]
     networks: tuple[Network, ...]  # that are not public and may be reached nevertheless, without TLS too
     ca_file: str  # empty: the public authorities
-    retry_seconds: tuple[
-        float, ...
-    ]  # to wait after the first failure, the second, ...; after the last of them as after that
+    # To wait after the first failure, the second, ...; after the last of them as after that.
+    retry_seconds: tuple[float, ...]
     failure_seconds: int  # of nothing but failure, after which an endpoint is switched off
 
 

@@ -17,9 +17,8 @@ from orders.webhooks.signing import signed_headers
 from orders.webhooks.targets import RefusedTargetError, Target, Targets
 
 ATTEMPT_SECONDS = 10.0
-_MOST_BYTES = (
-    4096  # of an answer that are read, so that whoever answers in a few words can end it; nothing of it is kept
-)
+# Of an answer that are read, so that whoever answers in a few words can end it; nothing of it is kept.
+_MOST_BYTES = 4096
 _MOST_ADDRESSES = 3
 _MOST_ERROR = 300
 
