@@ -316,8 +316,11 @@ class Valkey:
 
     def _is_whole(self, port: int) -> bool:
         info = self.cli(port, "info", "replication")
-        linked = f"connected_slaves:{self._replicas}" if "role:master" in info else "master_link_status:up"
-        return linked in info and "cluster_state:ok" in self.cli(port, "cluster", "info")
+        # A replica that is still sent what there is counts as connected, and confirms nothing.
+        linked = (
+            info.count("state=online") == self._replicas if "role:master" in info else "master_link_status:up" in info
+        )
+        return linked and "cluster_state:ok" in self.cli(port, "cluster", "info")
 
     def primaries(self) -> list[int]:
         """Return the ports of the nodes that take writes now."""
