@@ -70,8 +70,13 @@ class Objective:
         return 1 - self.percent / 100
 
     @property
+    def wanted(self) -> str:
+        """The percentage in words."""
+        return _plain(self.percent)
+
+    @property
     def allowed(self) -> str:
-        """The same in words."""
+        """The budget in words."""
         return f"{_plain(self.budget * 100)} %"
 
 
@@ -160,7 +165,7 @@ def table(levels: Levels) -> str:
     lines = [
         f"| service level | objective, over {levels.days} days | measured |",
         "|---|---|---|",
-        *(f"| {o.name} | {_plain(o.percent)} % of the {o.promise} | {o.measured} |" for o in levels.objectives),
+        *(f"| {o.name} | {o.wanted} % of the {o.promise} | {o.measured} |" for o in levels.objectives),
     ]
     return "\n".join(lines) + "\n"
 
