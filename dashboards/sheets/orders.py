@@ -250,7 +250,7 @@ def hints() -> Panel:
 
 def outbox() -> Panel:
     return look.lines(
-        "Age of the oldest event that is not published",
+        "Oldest event not yet published",
         "Of the workers' views, the worst.",
         Query("max(orders_outbox_age_seconds)", "age"),
         unit=look.SECONDS,
@@ -270,7 +270,7 @@ def relayed() -> Panel:
 
 def webhooks() -> Panel:
     return look.lines(
-        "Age of the delivery that is due longest",
+        "Delivery that is due longest",
         "Of an event to a customer's endpoint.",
         Query("max(orders_webhook_due_age_seconds)", "age"),
         unit=look.SECONDS,

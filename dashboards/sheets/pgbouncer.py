@@ -1,4 +1,4 @@
-"""PgBouncer: who waits for a connection, and how long queries take."""
+"""PgBouncer: who waits for a connection, and what queries are at work."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard, Panel
 
@@ -14,7 +14,7 @@ def dashboard() -> Dashboard:
     """Return the dashboard."""
     return sheet(
         "pgbouncer",
-        "Who waits for a connection to PostgreSQL, and how long queries take. Writes go by the pooler beside the primary.",
+        "Who waits for a connection to PostgreSQL, and what queries are at work. Writes go by the pooler beside the primary.",
         [
             Row("Is it well?", [up(), waiting_now(), longest_wait()]),
             Row("Clients", [clients(), waiting(), wait_seconds()]),
@@ -145,14 +145,13 @@ def transactions() -> Panel:
 
 def seconds() -> Panel:
     return look.lines(
-        "Time of a query",
-        "Mean over five minutes, by database.",
+        "Queries at work",
+        "How many run at once, on the mean: seconds of queries a second.",
         Query(
-            f"sum by (database) (rate(pgbouncer_stats_queries_duration_seconds_total{{{HERE}}}[5m])) "
-            f"/ (sum by (database) (rate(pgbouncer_stats_queries_pooled_total{{{HERE}}}[5m])) > 0)",
+            f"sum by (database) (rate(pgbouncer_stats_queries_duration_seconds_total{{{HERE}}}[$__rate_interval]))",
             "{{database}}",
         ),
-        unit=look.SECONDS,
+        unit=look.COUNT,
         width=12,
         down="postgresql",
     )

@@ -82,16 +82,13 @@ def latency() -> Panel:
 
 def hits() -> Panel:
     return look.lines(
-        "Keys that were found",
-        "Of all that were asked for within five minutes.",
+        "Keys that were asked for",
+        "Found, and not there.",
+        Query(f"sum by (cluster) (rate(redis_keyspace_hits_total{{{HERE}}}[$__rate_interval]))", "{{cluster}} found"),
         Query(
-            f"sum by (cluster) (rate(redis_keyspace_hits_total{{{HERE}}}[5m])) "
-            f"/ (sum by (cluster) (rate(redis_keyspace_hits_total{{{HERE}}}[5m])) "
-            f"+ sum by (cluster) (rate(redis_keyspace_misses_total{{{HERE}}}[5m])) > 0)",
-            "{{cluster}}",
+            f"sum by (cluster) (rate(redis_keyspace_misses_total{{{HERE}}}[$__rate_interval]))", "{{cluster}} missed"
         ),
-        unit=look.RATIO,
-        most=1,
+        unit=look.RATE,
     )
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 BUILT = ROOT / "dashboards" / "build"
 RULES = ROOT / "roles" / "prometheus" / "files" / "rules"
 # What Grafana makes of these with a scrape every 15 s, over an hour.
-TIMES = {"$__rate_interval": "1m", "$__range": "1h", "$__interval": "15s"}
+TIMES = {"$__rate_interval": "1m", "$__auto": "1m"}
 _CLAUSE = r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^()]*\)"
 _NAMED_BY = re.compile(r'__name__\s*=~\s*"((?:[^"\\]|\\.)*)"')
 _WORDS = {
@@ -84,7 +84,7 @@ def choices(board: Mapping[str, Any]) -> list[Choice]:
 def filled(expr: str, values: Mapping[str, str]) -> str:
     """Return an expression with all variables replaced, as Grafana does it."""
     for name, value in {**TIMES, **{f"${name}": value for name, value in values.items()}}.items():
-        expr = expr.replace(name, value)
+        expr = expr.replace(name, value).replace("${" + name[1:] + "}", value)
     assert "$" not in expr, f"a variable is left in {expr}"
     return expr
 
