@@ -39,7 +39,7 @@ REQUESTS = units.RequestsPerSecond
 RATE = units.CountsPerSecond
 COUNT = units.Short
 
-GOOD, WATCH, BAD, PLAIN = "green", "orange", "red", "blue"
+GOOD, WATCH, BAD, PLAIN, NOTHING = "green", "orange", "red", "blue", "transparent"
 
 Steps = tuple[models.Threshold, ...]
 
@@ -55,6 +55,10 @@ CAPACITY = steps(GOOD, (0.7, WATCH), (0.8, BAD))
 BUDGET_LEFT = steps(BAD, (0.0, WATCH), (0.25, GOOD))
 ONE_IS_GOOD = steps(BAD, (1, GOOD))
 NONE_IS_GOOD = steps(GOOD, (1, BAD))
+JUST_ONE = steps(BAD, (1, GOOD), (2, BAD))
+# Above half of what is asked Prometheus is not called blind.
+MOST_ANSWER = steps(BAD, (0.5, WATCH), (1, GOOD))
+LEADER_CHANGES = steps(GOOD, (2, WATCH), (6, BAD))
 QUEUE = steps(GOOD, (1000, WATCH), (10000, BAD))
 REQUEST_SECONDS = steps(GOOD, (0.05, WATCH), (0.1, BAD))
 SETTLEMENT_SECONDS = steps(GOOD, (0.5, WATCH), (1.0, BAD))
@@ -67,7 +71,8 @@ SPACE_LEFT = steps(BAD, (0, GOOD))
 
 # What a figure of yes and no is called.
 YES_NO = {1: ("yes", GOOD), 0: ("no", BAD)}
-HOLDS = {1: ("yes", PLAIN), 0: ("no", "transparent")}
+HOLDS = {1: ("yes", PLAIN), 0: ("no", NOTHING)}
+ROLES = {0: ("neither", BAD), 1: ("primary", PLAIN), 2: ("standby", GOOD)}
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def changes() -> Panel:
         "As the member that saw most counts them.",
         Query(f"max(increase(etcd_server_leader_changes_seen_total{{{HERE}}}[1h]))"),
         unit=look.COUNT,
-        limits=look.steps(look.GOOD, (2, look.WATCH), (6, look.BAD)),
+        limits=look.LEADER_CHANGES,
     )
 
 

@@ -32,7 +32,7 @@ def seen() -> Panel:
         "Of all that is asked: 1 is all.",
         Query("avg(up)"),
         unit=look.RATIO,
-        limits=look.steps(look.BAD, (0.5, look.WATCH), (1, look.GOOD)),
+        limits=look.MOST_ANSWER,
         down="hosts",
     )
 

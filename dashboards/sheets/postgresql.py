@@ -32,7 +32,7 @@ def primaries() -> Panel:
         "Just one of all hosts.",
         Query("sum(patroni_primary)"),
         unit=look.COUNT,
-        limits=look.steps(look.BAD, (1, look.GOOD), (2, look.BAD)),
+        limits=look.JUST_ONE,
     )
 
 
@@ -61,7 +61,7 @@ def roles() -> Panel:
         "Role of each server",
         "Primary or standby, over time.",
         Query(f"patroni_primary{{{HERE}}} + 2 * patroni_replica{{{HERE}}}", "{{instance}}"),
-        words={0: ("neither", look.BAD), 1: ("primary", look.PLAIN), 2: ("standby", look.GOOD)},
+        words=look.ROLES,
         width=12,
         down="etcd",
     )

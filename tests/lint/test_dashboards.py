@@ -103,6 +103,15 @@ def test_a_panel_says_what_it_shows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BOARDS)
+def test_units_and_colours_are_of_one_module(name: str) -> None:
+    """What means the same looks the same: a sheet has none of its own, but for the limits that slo.yml gives."""
+    sheet = (ROOT / "dashboards" / "sheets" / f"{name}.py").read_text(encoding="utf-8")
+    assert "grafana_foundation_sdk.builders" not in sheet
+    assert name == "slo" or "look.steps(" not in sheet
+    assert re.findall(r"(?:unit|limits|words)=(?!look\.)\S+", sheet) == []
+
+
+@pytest.mark.parametrize("name", BOARDS)
 def test_a_panel_asks_for_what_exists(name: str) -> None:
     """Every figure of every query is one that the platform gives or a rule records; nothing is made up where there is none."""
     board = BOARDS[name]
