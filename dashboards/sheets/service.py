@@ -11,9 +11,9 @@ HERE = f'{SERVICE}, zone=~"$zone", instance=~"$host"'
 # The host proxy's backend of a service.
 PROXY = 'job="host_proxy", proxy=~"service-$service", zone=~"$zone", instance=~"$host"'
 VARIABLES = (
-    Variable("service", "Service", "label_values(service:replicas:count, service)"),
-    Variable("zone", "Zone", 'label_values(service:replicas:count{service=~"$service"}, zone)'),
-    Variable("host", "Host", 'label_values(service:replicas:count{service=~"$service", zone=~"$zone"}, instance)'),
+    Variable("service", "Service", "label_values(service:replicas_up:count, service)"),
+    Variable("zone", "Zone", 'label_values(service:replicas_up:count{service=~"$service"}, zone)'),
+    Variable("host", "Host", 'label_values(service:replicas_up:count{service=~"$service", zone=~"$zone"}, instance)'),
 )
 
 
@@ -25,7 +25,7 @@ def dashboard() -> Dashboard:
         [
             Row("Rate, errors, duration: at the edge", [requests(), errors(), wait()]),
             Row("Rate and duration: on the hosts", [by_host(), seconds(), queue_seconds()]),
-            Row("Replicas and saturation", [desired(), replicas(), under_way(), queued(), failed()]),
+            Row("Replicas and saturation", [ready(), replicas(), under_way(), queued(), failed()]),
         ],
         VARIABLES,
         ["replicas", "orders", "logs"],
@@ -98,13 +98,13 @@ def queue_seconds() -> Panel:
     )
 
 
-def desired() -> Panel:
+def ready() -> Panel:
     return look.lines(
-        "Replicas: desired and ready",
-        "Those that the hosts are to run, and those of them that answer their health check.",
-        Query(f"sum(service:replicas:count{{{HERE}}})", "desired"),
-        Query(f"sum(service:replicas_up:count{{{HERE}}})", "ready"),
+        "Ready replicas by host",
+        "Those that answer their health check. How many there should be: Replicas.",
+        Query(f"sum by (service, instance) (service:replicas_up:count{{{HERE}}})", "{{service}} {{instance}}"),
         unit=look.COUNT,
+        down="replicas",
     )
 
 
