@@ -138,6 +138,8 @@ def _logs(arguments: argparse.Namespace) -> int:
             raise InventoryError(
                 f"{name.upper()}={getattr(wanted, name)} is none. Say for example SERVICE=etcd SINCE=15m"
             )
+    if not 0 < wanted.lines <= logs.MOST_LINES:
+        raise InventoryError(f"LINES={wanted.lines}: between 1 and {logs.MOST_LINES} is right")
     logs.show(arguments.inventory, wanted)
     return 0
 

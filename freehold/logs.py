@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -11,6 +12,7 @@ from freehold import playbooks
 from freehold.progress import console
 
 LOKI = "http://127.0.0.1:3100/loki/api/v1/query_range"
+MOST_LINES = 20000  # as many as Loki gives at once
 
 
 class Wanted(NamedTuple):
@@ -54,19 +56,25 @@ def _from_loki(inventory: str, wanted: Wanted) -> list[tuple[str, str, str]] | N
 
 def _query(wanted: Wanted) -> str:
     """Return the question in LogQL."""
-    labels = {"unit": f"{wanted.service}.*" if wanted.service else ".+", "host": wanted.host or ".+"}
-    selected = ", ".join(f"{name}=~{json.dumps(value)}" for name, value in labels.items())
-    return f"{{{selected}}}" + (f" |= {json.dumps(wanted.text)}" if wanted.text else "")
+    # A unit's label is without its instance, and a service of the platform has a prefix.
+    unit, _, instance = wanted.service.removesuffix(".service").partition("@")
+    labels = {"unit": f"(svc-)?{re.escape(unit)}.*" if unit else ".+", "host": re.escape(wanted.host) or ".+"}
+    query = "{" + ", ".join(f"{name}=~{json.dumps(value)}" for name, value in labels.items()) + "}"
+    query += f" |= {json.dumps(wanted.text)}" if wanted.text else ""
+    return query + (f" | instance={json.dumps(instance)}" if instance else "")
 
 
 def _read(answer: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return lines in their order, of those in one microsecond too."""
     found = []
     for stream in answer["data"]["result"]:
         labels = stream["stream"]
-        for nanoseconds, text in stream["values"]:
-            time = datetime.fromtimestamp(int(nanoseconds) / 1e9, UTC).isoformat(timespec="microseconds")
-            found.append((time, labels["host"], f"{labels['unit']}: {text}"))
-    return found
+        unit = labels["unit"] + (f"@{labels['instance']}" if labels.get("instance") else "")
+        found += [(int(nanoseconds), labels["host"], f"{unit}: {text}") for nanoseconds, text in stream["values"]]
+    return [
+        (datetime.fromtimestamp(nanoseconds // 1000 / 1e6, UTC).isoformat(timespec="microseconds"), host, text)
+        for nanoseconds, host, text in sorted(found, key=lambda line: line[0])
+    ]
 
 
 def _from_journals(inventory: str, wanted: Wanted) -> list[tuple[str, str, str]]:

@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from functools import partial
-from urllib.parse import urlencode
 
 import pytest
 
@@ -98,6 +97,9 @@ def test_every_rule_is_evaluated_without_error(site: Site) -> None:
         "prometheus_rule_evaluation_failures_total",
         "alertmanager_notifications_failed_total",
         "loki_distributor_lines_received_total > 0",
+        'syslogng_output_events_total{result="dropped"}',
+        "syslogng_disk_queue_disk_usage_bytes / syslogng_disk_queue_capacity_bytes",
+        'node_textfile_mtime_seconds{file=~".*/syslog-ng.prom"}',
     ],
 )
 def test_what_alerts_ask_for_is_there(site: Site, figure: str) -> None:
@@ -176,52 +178,6 @@ def test_only_app_hosts_proxies_write_traces(site: Site) -> None:
     for host, port in ((data, 4318), (app, 16686)):
         with pytest.raises(HostError, match=r"timed out|refused"):
             site.ask(host, f"curl -sS -m 3 http://{site.addresses[keeper]}:{port}/")
-
-
-def lines(site: Site, query: str, keeper: str = "") -> list[tuple[dict[str, str], str]]:
-    """Return what a Loki has of the last hour, each line with its labels, as a Prometheus server's host may ask."""
-    keeper = keeper or site.groups["loki"][0]
-    address = f"https://{site.addresses[keeper]}:3100/loki/api/v1/query_range?{urlencode({'query': query})}"
-    found = json.loads(site.ask(site.groups["prometheus"][0], watch.curl("prometheus", address)))["data"]["result"]
-    return [(stream["stream"], text) for stream in found for _, text in stream["values"]]
-
-
-def test_a_line_of_any_host_is_found_within_five_seconds(site: Site) -> None:
-    """In every Loki, with the labels of its host, unit and level."""
-    token = f"token-{uuid.uuid4().hex}"
-    run = "sudo systemd-run --quiet --collect --unit=test-token --property=SyslogLevel=err"
-    said = site.ask_all(site.addresses, f"{run} echo {token}")
-    written = time.monotonic()
-    assert [host for host, answer in said.items() if isinstance(answer, HostError)] == []
-
-    def missing() -> list[str]:
-        complaints = []
-        for keeper in site.groups["loki"]:
-            found = {labels["host"]: labels for labels, _ in lines(site, f'{{level="err"}} |= "{token}"', keeper)}
-            complaints += [f"{keeper}: nothing of {host}" for host in set(site.addresses) - set(found)]
-            complaints += [f"{labels}" for labels in found.values() if labels["unit"] != "test-token"]
-            complaints += [f"{host}: {found[host]}" for host in found if found[host]["tier"] not in site.groups]
-        return complaints
-
-    watch.wait_for(missing, 5 - (time.monotonic() - written), 0.3)
-
-
-def test_lines_of_containers_have_their_own_level_and_fields(site: Site) -> None:
-    """A request that the service warns of, or tells of, is found by the service's name and a field of its JSON."""
-    found = lines(site, '{service="orders-worker", level="info"} | json | logger=~"orders.*"')
-    assert found
-    assert all(json.loads(text)["level"] == "INFO" for _, text in found)
-
-
-def test_only_hosts_write_logs_and_only_prometheus_reads_them(site: Site) -> None:
-    """Another certificate of the same authority is refused."""
-    keeper, data = site.groups["loki"][0], site.groups["data"][0]
-    address = f"https://{site.addresses[keeper]}:3100/loki/api/v1"
-    code = " -o /dev/null -w '%{http_code}'"
-    post = f"{code} -H 'Content-Type: application/json' -d '{{\"streams\":[]}}'"
-    assert site.ask(data, watch.curl("syslog_ng", f"{address}/push") + post) in ("204", "422")
-    assert site.ask(data, watch.curl("node_exporter", f"{address}/push") + post) == "403"
-    assert site.ask(data, watch.curl("syslog_ng", f"{address}/labels") + code) == "403"
 
 
 @pytest.fixture
