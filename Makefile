@@ -73,6 +73,10 @@ ssh: venv ## log in to a host: make ssh HOST=data1
 docs: venv ## write the roles' READMEs from their argument specs
 	$(FREEHOLD) docs
 
+.PHONY: dashboards
+dashboards: venv ## build the dashboards, and of dashboards/slo.yml its rules, alerts and the README's table
+	.venv/bin/python -m dashboards
+
 .PHONY: test
 test: venv ## all four tiers
 	$(FREEHOLD) test

@@ -37,7 +37,7 @@ DEFAULT_PRIVILEGES = (
 START_SECONDS = 90.0
 QUEUES = ("intake-1", "intake-2", "intake-3")
 DEAD_QUEUE = "intake-dead"
-EVENTS_QUEUE, DUE_QUEUE = "webhook-events", "webhook-due"
+DUE_QUEUE = "webhook-due"
 RETRY_QUEUES = tuple(f"webhook-retry-{step}" for step in range(1, 6))
 QUEUE_ARGUMENTS = {
     "x-queue-type": "quorum",
@@ -415,12 +415,12 @@ class RabbitMQ:
             f'rabbit_auth_backend_internal:add_user(<<"orders">>, <<"{PASSWORD}">>, <<"tests">>),'
             "P = fun(User, Configure, Write, Read) -> rabbit_auth_backend_internal:set_permissions("
             'User, <<"orders">>, Configure, Write, Read, <<"tests">>) end,'
-            'P(<<"orders">>, <<"^$">>, <<"^(amq\\.default|events)$">>, <<"^(intake-([123]|dead)|events|webhook-(events|due))$">>),'
+            'P(<<"orders">>, <<"^$">>, <<"^(amq\\.default|events)$">>, <<"^(intake-([123]|dead)|events|webhook-due)$">>),'
             'P(<<"guest">>, <<".*">>, <<".*">>, <<".*">>).',
         )
         self.ctl("set_policy", "-p", "orders", "events", "^events$", json.dumps(STREAM_LIMITS), "--apply-to", "streams")
         policies: dict[str, tuple[str, dict[str, object]]] = {
-            "webhook": ("^webhook-(events|due)$", {"delivery-limit": -1}),
+            "webhook": (f"^{DUE_QUEUE}$", {"delivery-limit": -1}),
             **{queue: (f"^{queue}$", {**WAITS, "message-ttl": 60000}) for queue in RETRY_QUEUES},
         }
         for name, (pattern, definition) in policies.items():
@@ -436,9 +436,8 @@ class RabbitMQ:
                     channel.exchange_declare("events", "topic", durable=True)
                     channel.queue_declare("events", durable=True, arguments={"x-queue-type": "stream"})
                     channel.queue_bind("events", "events", "#")
-                    for each in (EVENTS_QUEUE, DUE_QUEUE, *RETRY_QUEUES):
+                    for each in (DUE_QUEUE, *RETRY_QUEUES):
                         channel.queue_declare(each, durable=True, arguments={"x-queue-type": "quorum"})
-                    channel.queue_bind(EVENTS_QUEUE, "events", "order.*")
                 channel.queue_declare(queue, durable=True, arguments=QUEUE_ARGUMENTS)
 
     @staticmethod

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 
-from servers import RabbitMQ, frozen, wait_until, waiting
+from orders.events.relay import PATIENCE_SECONDS
+from servers import QUEUES, RabbitMQ, frozen, wait_until, waiting
 from service import Api, Platform, Workers
+from test_failures import message
 
 
 class Heard(NamedTuple):
@@ -111,6 +113,23 @@ def test_an_event_follows_its_settlement_within_half_a_second(
     order = identifier(api.place({"P-00030": 1}, name, name))
     api.decided(f"/v1/orders/{order}")
     wait_until(lambda: listener.of(order), "its event", 0.5)
+
+
+def test_events_of_a_backlog_follow_its_orders(
+    platform: Platform, no_worker: Workers, connection: psycopg.Connection, name: str
+) -> None:
+    count = 3000
+    bodies = [message(name, number, [("P-00030", 1)])[1] for number in range(count)]
+    for number, queue in enumerate(QUEUES):
+        platform.rabbitmq.publish(queue, *bodies[number :: len(QUEUES)])
+    settled = "SELECT count(*) FROM orders WHERE customer_id = %s"
+    no_worker.start(wait=False)
+    wait_until(lambda: connection.execute(settled, (name,)).fetchone() == (count,), "the backlog", 60)
+    began = "SELECT max(decided_at) - min(decided_at) < %s::interval FROM orders WHERE customer_id = %s"
+    in_time = connection.execute(began, (f"{PATIENCE_SECONDS} s", name)).fetchone() == (True,)
+    # Where orders took longer than events are patient, some events came between them.
+    assert waiting(connection) > 0 or not in_time
+    wait_until(lambda: waiting(connection) == 0, "the events", 30)
 
 
 def test_an_orders_events_come_as_they_happened_whichever_transaction_began_first(

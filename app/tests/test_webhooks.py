@@ -23,7 +23,7 @@ import pytest
 
 from orders.settings import Settings
 from orders.webhooks.targets import is_public
-from servers import DUE_QUEUE, EVENTS_QUEUE, RETRY_QUEUES, frozen, wait_until
+from servers import DUE_QUEUE, RETRY_QUEUES, frozen, wait_until, waiting
 from service import Api, Platform, Workers
 
 HERE, OTHER = "127.7.0.1", "127.7.0.2"
@@ -366,8 +366,8 @@ def test_what_fails_comes_again_later_and_later_under_the_same_id(
     assert "failing_since" not in endpoint.now()
 
 
-def test_the_queue_of_events_and_those_that_wait_are_empty_in_the_end(platform: Platform, worker: Workers) -> None:
-    wait_until(lambda: not platform.rabbitmq.depth(EVENTS_QUEUE, DUE_QUEUE, *RETRY_QUEUES), "empty queues", 20)
+def test_the_queues_of_what_waits_are_empty_in_the_end(platform: Platform, worker: Workers) -> None:
+    wait_until(lambda: not platform.rabbitmq.depth(DUE_QUEUE, *RETRY_QUEUES), "empty queues", 20)
 
 
 def test_a_delivery_is_made_again_on_demand(customer: Customer, worker: Workers, receiver: Receiver) -> None:
@@ -800,30 +800,35 @@ def test_a_worker_that_dies_while_it_sends_loses_nothing(
     assert count <= 3
 
 
-def test_events_wait_in_their_queue_while_no_worker_runs(
-    customer: Customer, workers: Workers, worker: Workers, receiver: Receiver, platform: Platform
+def test_what_happens_while_no_worker_runs_is_delivered_afterwards_and_once(
+    customer: Customer, workers: Workers, worker: Workers, receiver: Receiver, connection: psycopg.Connection
 ) -> None:
     endpoint = customer.webhook(receiver.url)
-    wait_until(lambda: not platform.rabbitmq.depth(EVENTS_QUEUE), "an empty queue", 20)
-    settled_order = customer.order()
-    arrived(receiver, settled_order)
+    order = customer.order()
+    arrived(receiver, order)
     assert workers.stop() == 0
-    body = {"type": "order.shipped", "data": {"id": settled_order}, "id": "9000000000000001"}
-    properties = {"order_id": settled_order, "customer_id": customer.name}
-    with platform.rabbitmq.connect() as broker:
-        import pika  # noqa: PLC0415
-
-        for content in (
-            b"{",
-            b"[]",
-            json.dumps({**body, "occurred_at": "2000-01-01T00:00:00Z"}).encode(),
-            json.dumps(
-                {**body, "occurred_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 1))}
-            ).encode(),
-        ):
-            broker.channel().basic_publish("events", "order.shipped", content, pika.BasicProperties(headers=properties))
-    wait_until(lambda: platform.rabbitmq.depth(EVENTS_QUEUE) == 4, "the queue", 5)
+    connection.execute("UPDATE orders SET state = 'shipped' WHERE id = %s", (order,))
     workers.start()
-    assert [got.headers["webhook-id"] for got in arrived(receiver, settled_order, 2)][1] == body["id"]
-    wait_until(lambda: not platform.rabbitmq.depth(EVENTS_QUEUE), "an empty queue", 20)
-    assert len(endpoint.log()) == 2
+    arrived(receiver, order, 2)
+    settled(endpoint, ["delivered"] * 2)
+    assert [delivery["type"] for delivery in reversed(endpoint.log())] == ["order.settled", "order.shipped"]
+    assert len(receiver.of(order)) == 2
+
+
+def test_an_event_that_no_table_takes_goes_to_no_webhook_and_holds_nothing_up(
+    customer: Customer, worker: Workers, receiver: Receiver, connection: psycopg.Connection
+) -> None:
+    endpoint = customer.webhook(receiver.url)
+    (month,) = connection.execute(
+        "SELECT c.relname, pg_get_expr(c.relpartbound, c.oid) FROM pg_class c JOIN pg_inherits i ON c.oid = i.inhrelid"
+        " WHERE i.inhparent = 'webhook_delivery'::regclass AND c.relname = to_char(now(), '\"webhook_delivery_\"YYYY_MM')"
+    ).fetchall()
+    connection.execute(f"ALTER TABLE webhook_delivery DETACH PARTITION {month[0]}")
+    try:
+        customer.order()
+        wait_until(lambda: waiting(connection) == 0, "the relay", 10)
+        assert "goes to no webhook" in worker.process.tail()
+    finally:
+        connection.execute(f"ALTER TABLE webhook_delivery ATTACH PARTITION {month[0]} {month[1]}")
+    arrived(receiver, customer.order())
+    settled(endpoint, ["delivered"])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import http.client
 import ssl
 import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import pytest
 
 from tests.chaos.conftest import SKUS, WHOLE_SECONDS, Run, report
-from tests.support import health, ledger
+from tests.support import health, ledger, watch
 from tests.support.orders import Attempt, Load
 from tests.support.site import Site
 
@@ -19,10 +20,22 @@ BEFORE_SECONDS = 5
 AFTER_SECONDS = 25
 MOST_SECONDS = 180
 SETTLE_SECONDS = 120
+HEARD_SECONDS = 120
 
 
-def cut_power(site: Site, host: str, *, name: str, dark_seconds: float, keep_alive: bool = True) -> Run:
-    """Return what was seen while a host was without power for some seconds, and until all was whole again."""
+def cut_power(
+    site: Site,
+    host: str,
+    *,
+    name: str,
+    dark_seconds: float,
+    keep_alive: bool = True,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Run:
+    """Return what was seen while a host was without power for some seconds, and until all was whole again.
+
+    `meanwhile` is done in the dark after these seconds, and adds to them.
+    """
     load = Load(
         site,
         SKUS,
@@ -38,6 +51,7 @@ def cut_power(site: Site, host: str, *, name: str, dark_seconds: float, keep_ali
         run.cut = time.monotonic()
         site.lab.power_cut(host)
         time.sleep(dark_seconds)
+        meanwhile()
         run.on = time.monotonic()
         site.lab.power_on(host, wait=False)
         time.sleep(AFTER_SECONDS)
@@ -123,3 +137,28 @@ def test_holder_of_the_virtual_address(site: Site) -> None:
     with pytest.raises(ConnectionError):
         old.getresponse()
     assert time.monotonic() - asked < 1
+
+
+@pytest.mark.usefixtures("shelves")
+def test_ops_host(site: Site, told: list[watch.Message]) -> None:
+    """Orders notice nothing; people log in, figures are kept and alerts are told of by the other ops host."""
+    host, other = site.groups["ops"]
+
+    def heard() -> list[str]:
+        alerts = [alert["labels"] for message in told for alert in message["alerts"] if alert["status"] == "firing"]
+        return (
+            [] if {"HostDown"} & {a["alertname"] for a in alerts if a.get("instance") == host} else [f"only {alerts}"]
+        )
+
+    def meanwhile() -> None:
+        assert site.token()
+        watch.wait_for(heard, HEARD_SECONDS, 1)
+        assert {found["metric"]["instance"] for found in watch.query(site, "up{job='etcd'}", other)} == set(
+            site.groups["etcd"]
+        )
+
+    run = cut_power(site, host, name="ops", dark_seconds=10, meanwhile=meanwhile)
+    verdict = count(site, run)
+    report(run)
+    assert not run.load.failed, first_failures(run.load.failed, run.cut)
+    assert verdict.faults == []

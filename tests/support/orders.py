@@ -15,8 +15,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -152,11 +152,17 @@ class Load:
 
     def during(self, work: Callable[[], None]) -> None:
         """Send while something is done; what it raises is raised here, after the last answer."""
+        with self.running():
+            work()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Send until the block ends, and go on after the last answer."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.unlink(missing_ok=True)
         with subprocess.Popen(self._command, stdin=subprocess.PIPE, cwd=ROOT, env=self._environment) as sender:
             try:
-                work()
+                yield
             finally:
                 sender.communicate(timeout=self._most_seconds + 2 * ANSWER_SECONDS)
                 if self._file.exists():

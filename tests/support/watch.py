@@ -35,9 +35,9 @@ def ask(site: Site, path: str, host: str = "") -> Any:  # noqa: ANN401
     return said["data"]
 
 
-def query(site: Site, expression: str) -> list[dict[str, Any]]:
+def query(site: Site, expression: str, host: str = "") -> list[dict[str, Any]]:
     """Return what a query gives now."""
-    found: list[dict[str, Any]] = ask(site, f"query?{urlencode({'query': expression})}")["result"]
+    found: list[dict[str, Any]] = ask(site, f"query?{urlencode({'query': expression})}", host)["result"]
     return found
 
 

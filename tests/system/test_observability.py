@@ -6,7 +6,6 @@ import json
 import shlex
 import time
 import uuid
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -26,7 +25,6 @@ JOBS = {
     "postgres": ["postgres"],
     "pgbouncer": ["postgres"],
     "valkey": ["valkey"],
-    "probe": ["prometheus"],
     "prometheus": ["prometheus"],
     "alertmanager": ["alertmanager"],
     "jaeger": ["jaeger"],
@@ -39,9 +37,10 @@ SEEN_SECONDS = 35
 TOLD_SECONDS = 75
 
 
-def expected(site: Site) -> set[tuple[str, str]]:
-    """Return each job, or service, with each host of it."""
+def expected(site: Site, server: str) -> set[tuple[str, str]]:
+    """Return each job, or service, with each host of it, as one Prometheus is to have them."""
     hosts = {job: {h for g in groups for h in site.groups.get(g, site.addresses)} for job, groups in JOBS.items()}
+    hosts["probe"] = {server}  # what users see, as seen from its own host
     pairs = {(job, host) for job, found in hosts.items() for host in found}
     return pairs | {(service, host) for service in SERVICES for host in site.groups["app"]}
 
@@ -54,7 +53,7 @@ def test_every_target_is_up(site: Site) -> None:
         for server in site.groups["prometheus"]:
             targets = watch.ask(site, "targets?state=active", server)["activeTargets"]
             pairs = [(t["labels"].get("service", t["labels"]["job"]), t["labels"]["instance"]) for t in targets]
-            said += [f"{server}: {pair} is expected or found alone" for pair in set(pairs) ^ expected(site)]
+            said += [f"{server}: {pair} is expected or found alone" for pair in set(pairs) ^ expected(site, server)]
             down = [(pair, t) for pair, t in zip(pairs, targets, strict=True) if t["health"] != "up"]
             said += [f"{server}: {pair} {t['health']}: {t['lastError']}" for pair, t in down]
         return said
@@ -178,21 +177,6 @@ def test_only_app_hosts_proxies_write_traces(site: Site) -> None:
     for host, port in ((data, 4318), (app, 16686)):
         with pytest.raises(HostError, match=r"timed out|refused"):
             site.ask(host, f"curl -sS -m 3 http://{site.addresses[keeper]}:{port}/")
-
-
-@pytest.fixture
-def told(site: Site) -> Iterator[list[Message]]:
-    """Return the messages of Alertmanager, which for this test has a receiver and little patience."""
-    with watch.receiver(site) as (url, messages):
-        watch.configure_alertmanager(
-            alertmanager_receivers=[{"name": "test", "severities": ["critical", "warning"], "webhook_url": url}],
-            alertmanager_group_wait="1s",
-            alertmanager_group_interval="2s",
-        )
-        try:
-            yield messages
-        finally:
-            watch.configure_alertmanager()
 
 
 def test_people_hear_of_a_fault_and_of_its_end(site: Site, told: list[Message]) -> None:

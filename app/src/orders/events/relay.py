@@ -1,15 +1,19 @@
 """Takes events out of the outbox to the exchange: in the order of each order's, at least once, by one worker at a time.
 
 The cursor's row is locked while a batch is under way, and moves once the broker has confirmed all of it. So what a worker had not
-finished when it died, another does again; whoever takes events knows an event that comes twice by its id.
+finished when it died, another does again; whoever takes events knows an event that comes twice by its id. For which webhooks events
+are is written down in the transaction that moves the cursor: each once, and none without the other.
+
+Orders come first: while they wait in full batches, events do too, for a few seconds.
 """
 
 import asyncio
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
+from uuid import UUID
 
 import msgspec
 import pika
@@ -30,6 +34,7 @@ LOOK_SECONDS = 1.0
 CONFIRM_SECONDS = 5.0
 ROUND_SECONDS = 10.0
 STOP_SECONDS = 3.0
+PATIENCE_SECONDS = 5.0  # with orders that come first
 PARTITIONS_SECONDS = 3600.0
 _AT_ONCE = 50  # published before others on the event loop get their turn
 
@@ -140,11 +145,23 @@ class Exchange(Link):
             self._confirmed.set_result(None)
 
 
+class Subscribers(Protocol):
+    """Those who are sent events one by one."""
+
+    async def add(self, connection: AsyncConnection, records: Sequence[Record]) -> Collection[UUID]:
+        """Write down for whom events are, in the caller's transaction; return who is to get one now."""
+
+    def poke(self, subscriber: UUID) -> None:
+        """Have one be sent what is due."""
+
+
 class Relay:
     """The part of a worker that publishes events. Whatever it meets, it goes on later and disturbs nobody."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, subscribers: Subscribers) -> None:
         self._settings = settings
+        self._subscribers = subscribers
+        self._busy = False
         self._exchange = Exchange(settings)
         self._connection: AsyncConnection | None = None
         self._poked = asyncio.Event()
@@ -158,8 +175,9 @@ class Relay:
         self._exchange.start()
         self._task = asyncio.create_task(self._run())
 
-    def poke(self) -> None:
-        """Look for events now."""
+    def poke(self, *, busy: bool) -> None:
+        """Look for events now; `busy`: more orders wait than one batch takes."""
+        self._busy = busy
         self._poked.set()
 
     async def stop(self) -> None:
@@ -211,6 +229,8 @@ class Relay:
             metrics.OUTBOX_AGE.set(waiting.seconds if waiting else 0)
             if waiting is None or not waiting.is_due or not self._exchange.ready:
                 return False
+            if self._busy and waiting.seconds < PATIENCE_SECONDS:
+                return False
             async with connection.transaction():
                 repository = EventRepository(connection)
                 cursor = await repository.lock()
@@ -219,7 +239,10 @@ class Relay:
                     return False
                 # A transaction may have begun before another and changed an order after it: an order's events go by their number.
                 await self._exchange.publish(sorted(records, key=lambda record: record.number))
+                due = await self._subscribers.add(connection, records)
                 await repository.move(records[-1])
+        for subscriber in due:
+            self._subscribers.poke(subscriber)
         metrics.EVENTS_RELAYED.inc(len(records))
         return len(records) == MOST
 

@@ -1,8 +1,8 @@
 """The part of a worker that delivers events to endpoints, again and again until they arrive or nobody expects it any more.
 
-The database has the truth: what is to be sent to whom, and when. Messages say when to look: an event when it happens, and a message that
-was put into a queue `webhook-retry-N` when its time there is over. What no message tells of, since one was lost or a worker died, a look
-at the database every ten seconds finds.
+The database has the truth: what is to be sent to whom, and when. The relay writes it down as it publishes events, and says who is to get
+one. A message that was put into a queue `webhook-retry-N` says when its time there is over. What nobody tells of, since a message was lost or
+a worker died, a look at the database every ten seconds finds.
 
 Each endpoint has a lane of its own, so that none waits for another; a lane takes what is due in the order of events, some at once, and of
 an endpoint that fails one at a time.
@@ -11,11 +11,10 @@ an endpoint that fails one at a time.
 import asyncio
 import logging
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -27,7 +26,7 @@ from psycopg_pool import PoolTimeout
 from orders import metrics
 from orders.broker import Link
 from orders.database import Database
-from orders.events.schemas import CUSTOMER_HEADER, Event
+from orders.events.schemas import Record
 from orders.sealing import SealingError, sealer
 from orders.settings import RETRY_STEPS, Settings
 from orders.webhooks.repository import WebhookRepository, places
@@ -36,10 +35,8 @@ from orders.webhooks.sending import ATTEMPT_SECONDS, Sender, is_success
 
 _LOG = logging.getLogger(__name__)
 
-EVENTS_QUEUE = "webhook-events"
 DUE_QUEUE = "webhook-due"
 RETRY_QUEUE = "webhook-retry-{}"
-MOST_EVENTS = 200
 MOST_LANES = 64  # that send at once
 MOST_AT_ONCE = 4  # to one endpoint
 LEASE_SECONDS = 2 * ATTEMPT_SECONDS
@@ -49,76 +46,36 @@ _REST_SECONDS = 1.0
 _RECORD_ATTEMPTS = 5
 _MOST_DUE = 1000
 _CONNECTIONS = 4
+_PREFETCH = 400
 _GONE = 410
 _MOST_LATE = 0.2  # of a wait, by which it is shortened at random, so that not all come again together
 
 _DATABASE_AWAY = (psycopg.OperationalError, PoolTimeout)
-_EVENT = msgspec.json.Decoder(Event)
 _ENCODER = msgspec.json.Encoder()
 
 T = TypeVar("T")
 
 
-class Message(NamedTuple):
-    """An event as it came, to be acknowledged on the channel that brought it."""
-
-    channel: Any
-    tag: int
-    body: bytes
-
-
 class Queues(Link):
-    """Consumes events, and messages whose time to wait is over; puts such messages where they wait."""
+    """Consumes messages whose time to wait is over, and puts such messages where they wait."""
 
     name = "webhooks"
 
     def __init__(self, settings: Settings, due: Callable[[UUID], None]) -> None:
         super().__init__(settings, settings.addresses("rabbitmq_nodes"))
         self._due = due
-        self._buffer: deque[tuple[Message, str]] = deque()
-        self._changed = asyncio.Event()
 
     def opened(self) -> None:
-        """Ask for events, one batch that is worked on and one that waits, and for what has waited."""
-        self._channel.basic_qos(prefetch_count=2 * MOST_EVENTS)
-        self._channel.basic_consume(EVENTS_QUEUE, self._on_event)
+        """Ask for what has waited."""
+        self._channel.basic_qos(prefetch_count=_PREFETCH)
         self._channel.basic_consume(DUE_QUEUE, self._on_due)
         self.become_ready()
-
-    def lost(self) -> None:
-        """Forget what the broker will now deliver again."""
-        self._buffer.clear()
-
-    def wake(self) -> None:
-        """Have `batch` return now, with nothing."""
-        self._changed.set()
-
-    async def batch(self) -> list[tuple[Message, str]]:
-        """Wait for events and return up to a batch of them, each with whose order it is of; none when woken."""
-        while not self._buffer:
-            self._changed.clear()
-            await self._changed.wait()
-            if not self._buffer:
-                return []
-        return [self._buffer.popleft() for _ in range(min(MOST_EVENTS, len(self._buffer)))]
-
-    def finish(self, batch: Sequence[tuple[Message, str]]) -> None:
-        """Acknowledge a batch and all that came before it."""
-        last, _ = batch[-1]
-        if last.channel is self._channel:  # else it was lost meanwhile: all of it comes again, and is known then
-            last.channel.basic_ack(last.tag, multiple=True)
 
     def wait(self, endpoint_id: UUID, step: int, seconds: float) -> None:
         """Have a message come back after some seconds. It is no loss if none does: the database is looked at too."""
         if self.ready:
             properties = pika.BasicProperties(delivery_mode=2, expiration=str(int(seconds * 1000) + 1))
             self._channel.basic_publish("", RETRY_QUEUE.format(step), endpoint_id.bytes, properties)
-
-    def _on_event(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:  # noqa: ANN401
-        if channel is self._channel:
-            customer_id = str((properties.headers or {}).get(CUSTOMER_HEADER, ""))
-            self._buffer.append((Message(channel, method.delivery_tag, body), customer_id))
-            self._changed.set()
 
     def _on_due(self, channel: Any, method: Any, _properties: Any, body: bytes) -> None:  # noqa: ANN401
         if channel is self._channel:
@@ -149,7 +106,7 @@ class Deliverer:
         self._sender = Sender(self._webhooks)
         own = msgspec.structs.replace(settings, database_ro_url="", database_pool_size=_CONNECTIONS)
         self._database = Database(own)
-        self._queues = Queues(settings, self._poke)
+        self._queues = Queues(settings, self.poke)
         self._lanes: dict[UUID, _Lane] = {}
         self._slots = asyncio.Semaphore(MOST_LANES)
         self._stopping = asyncio.Event()
@@ -163,7 +120,6 @@ class Deliverer:
     def leave(self) -> None:
         """Begin nothing new."""
         self._stopping.set()
-        self._queues.wake()
 
     async def stop(self) -> None:
         """Finish what is under way, if that is soon, and leave; what is not finished others do again."""
@@ -181,9 +137,7 @@ class Deliverer:
     async def _run(self) -> None:
         async with self._database.lifespan(None):
             self._queues.start()
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._forever(self._take))
-                group.create_task(self._forever(self._look))
+            await self._forever(self._look)
             # Until `stop` has seen the lanes end, they need the database.
             await asyncio.Event().wait()
 
@@ -198,34 +152,26 @@ class Deliverer:
                 _LOG.exception("Webhooks failed")
                 await self._rest(_REST_SECONDS)
 
-    async def _take(self) -> None:
-        """Write down for whom the next events are, and have them sent."""
-        batch = await self._queues.batch()
-        events = [happened for message, customer_id in batch if (happened := _parse(message.body, customer_id))]
-        while events and not self._stopping.is_set():
-            try:
-                due = await self._add(events)
-                break
-            except _DATABASE_AWAY as error:  # they are held meanwhile: nobody else could do better
-                self._complain(error)
-                await self._rest(_REST_SECONDS)
-        else:
-            due = set()
-        if batch and not self._stopping.is_set():
-            self._queues.finish(batch)
-        for endpoint_id in due:
-            self._poke(endpoint_id)
+    async def add(self, connection: AsyncConnection, records: Sequence[Record]) -> set[UUID]:
+        """Write down for whom events are, each once, in the caller's transaction; return the endpoints that are to get one now.
 
-    async def _add(self, events: Sequence[Happened]) -> set[UUID]:
+        Raises:
+            psycopg.OperationalError: the database does not answer.
+        """
+        repository = WebhookRepository(connection)
+        listening = await repository.listening({record.customer_id for record in records})
+        wanted = [record for record in records if None in listening or record.customer_id in listening]
+        return await self._add(repository, [_happened(record) for record in wanted]) if wanted else set()
+
+    async def _add(self, repository: WebhookRepository, events: Sequence[Happened]) -> set[UUID]:
         try:
-            found = await self._write(lambda repository: repository.add(events, self._webhooks.failure_seconds))
+            async with repository.savepoint():
+                return await repository.add(events, self._webhooks.failure_seconds)
         except (psycopg.DataError, psycopg.IntegrityError):
-            if len(events) == 1:  # of a month that is gone, for one
+            if len(events) == 1:  # of a month that is gone, for one; the others, and the exchange, get theirs
                 _LOG.exception("The event %d goes to no webhook", events[0].event_id)
                 return set()
-            return set[UUID]().union(*[await self._add([event]) for event in events])
-        self._complaint = ""
-        return found
+            return set[UUID]().union(*[await self._add(repository, [event]) for event in events])
 
     async def _look(self) -> None:
         """See what is due though no message said so."""
@@ -233,10 +179,10 @@ class Deliverer:
         self._complaint = ""
         metrics.WEBHOOK_AGE.set(max(due.values(), default=0.0))
         for endpoint_id in due:
-            self._poke(endpoint_id)
+            self.poke(endpoint_id)
         await self._rest(LOOK_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311
 
-    def _poke(self, endpoint_id: UUID) -> None:
+    def poke(self, endpoint_id: UUID) -> None:
         """Have an endpoint be sent what is due."""
         if self._stopping.is_set():
             return
@@ -328,14 +274,8 @@ class Deliverer:
             _LOG.warning("Webhooks wait: %r", error)
 
 
-def _parse(body: bytes, customer_id: str) -> Happened | None:
-    try:
-        event = _EVENT.decode(body)
-        number = int(event.id)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        _LOG.error("A message is no event, and goes to no webhook: %s", error)
-        return None
-    if event.occurred_at is None:
-        return None
-    sent = _ENCODER.encode(Payload(event.type, event.occurred_at, event.data)).decode()
-    return Happened(number, event.occurred_at, event.type, customer_id, sent)
+def _happened(record: Record) -> Happened:
+    event = record.event
+    assert event.occurred_at is not None
+    body = _ENCODER.encode(Payload(event.type, event.occurred_at, event.data)).decode()
+    return Happened(record.number, event.occurred_at, event.type, record.customer_id, body)

@@ -1,6 +1,7 @@
 """All SQL of webhooks. An owner is a customer's identifier, or none: the operators."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from uuid import UUID
 
@@ -33,6 +34,7 @@ UPDATE webhook_endpoint SET url = coalesce(%(url)s, url), types = coalesce(%(typ
         ELSE disabled_because END
 WHERE id = %(id)s AND customer_id IS NOT DISTINCT FROM %(owner)s RETURNING {_COLUMNS}
 """  # noqa: S608  (a constant)
+_LISTENING = "SELECT DISTINCT customer_id FROM webhook_endpoint WHERE customer_id = ANY (%s) OR customer_id IS NULL"
 # One that was switched off has what it misses written down as failed, to be replayed, for as long as it was let fail.
 _ADD = """
 INSERT INTO webhook_delivery (endpoint_id, event_id, occurred_at, type, body, state, next_at)
@@ -226,6 +228,15 @@ class WebhookRepository:
         return (await self._connection.execute(_REPLAY_SINCE, parameters)).rowcount
 
     # The worker's
+
+    def savepoint(self) -> AbstractAsyncContextManager[object]:
+        """Return what undoes a part of the caller's transaction if that part fails."""
+        return self._connection.transaction()
+
+    async def listening(self, customers: Iterable[str]) -> set[str | None]:
+        """Return which of these customers have endpoints, and none where the operators do."""
+        rows = await self._connection.execute(_LISTENING, ([*customers],))
+        return {customer_id async for (customer_id,) in rows}
 
     async def add(self, events: Sequence[Happened], patience: float) -> set[UUID]:
         """Write down for whom events are, each once; return the endpoints that are to get one now."""

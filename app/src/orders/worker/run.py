@@ -24,7 +24,7 @@ from orders.settings import Settings, SettingsError
 from orders.tracecontext import Trace, at, below
 from orders.tracing import Attributes, Recording, Tracer
 from orders.webhooks.delivery import Deliverer
-from orders.worker.consumer import Consumer, Dead, Delivery
+from orders.worker.consumer import MOST, Consumer, Dead, Delivery
 from orders.worker.server import start_server
 from orders.worker.settlement import probe, settle
 
@@ -120,9 +120,9 @@ class Worker:
         self._settings = settings
         self._consumer = Consumer(settings)
         self._hints = Hints(settings)
-        self._relay = Relay(settings)
         self._tracer = Tracer(settings, "orders-worker")
         self._deliverer = Deliverer(settings)
+        self._relay = Relay(settings, self._deliverer)
         self._stopping = asyncio.Event()
         self._connection: AsyncConnection | None = None
         self._hinting: asyncio.Task[None] | None = None
@@ -198,7 +198,7 @@ class Worker:
             await self._consumer.finish(batch, dead)
             if spans:
                 self._tell(spans, traces, decided)
-        self._relay.poke()
+        self._relay.poke(busy=count >= MOST)
         self._count(decided, traces if spans else {}, duplicates=count - len(dead) - len(decided), batch=count)
         # While the database is at the next batch. What is forgotten when the worker leaves is asked of the database.
         if self._hinting:

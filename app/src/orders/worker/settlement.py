@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from psycopg import AsyncConnection
@@ -14,33 +15,38 @@ from orders.ordering.schemas import Line, Order, OrderMessage, Refusal, State
 #   judged  What each order comes to by itself.
 #   new     Orders that were not there before. Where the content or the key was, nothing happens ...
 #   reused  ... and what is left is there already by its content, or else is refused for another body under its key.
+# The planner knows nothing of what is judged here, and takes a condition on it for one that leaves a single row. So sets are told
+# from each other by NOT IN (of columns that are never null), which it hashes, rather than by joins, which it then nests.
 SETTLE = """
 WITH batch AS (
-    SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::timestamptz[]) WITH ORDINALITY
-        AS b (id, customer_id, idempotency_key, accepted_at, number)
+    SELECT * FROM unnest(%(ids)s::uuid[], %(customers)s::text[], %(keys)s::text[], %(accepted)s::timestamptz[])
+        WITH ORDINALITY AS b (id, customer_id, idempotency_key, accepted_at, number)
 ), line AS (
-    SELECT * FROM unnest(%s::uuid[], %s::smallint[], %s::text[], %s::integer[])
+    SELECT * FROM unnest(%(orders)s::uuid[], %(positions)s::smallint[], %(skus)s::text[], %(quantities)s::integer[])
         AS l (order_id, position, sku, quantity)
 ), shelf AS MATERIALIZED (
-    SELECT sku, quantity FROM stock WHERE sku IN (SELECT sku FROM line) ORDER BY sku FOR UPDATE
+    SELECT sku, quantity FROM stock WHERE sku = ANY (%(products)s::text[]) ORDER BY sku FOR UPDATE
+), offer AS MATERIALIZED (
+    SELECT p.sku, p.price_cents, p.currency, coalesce(s.quantity, 0) AS available
+    FROM product p LEFT JOIN shelf s USING (sku) WHERE p.sku = ANY (%(products)s::text[]) AND p.active
 ), priced AS MATERIALIZED (
-    SELECT l.*, p.price_cents, p.currency, coalesce(s.quantity, 0) AS available
-    FROM line l LEFT JOIN (SELECT * FROM product WHERE active) p USING (sku) LEFT JOIN shelf s USING (sku)
+    SELECT l.*, o.price_cents, o.currency, o.available FROM line l LEFT JOIN offer o USING (sku)
 ), judged AS MATERIALIZED (
     SELECT order_id, sum(quantity * price_cents)::bigint AS total_cents, min(currency) AS currency,
+        array_agg(price_cents ORDER BY position) AS prices,
         CASE WHEN bool_or(price_cents IS NULL) THEN 'unknown_product'
              WHEN min(currency) <> max(currency) THEN 'mixed_currencies'
              WHEN bool_or(quantity > available) THEN 'too_little_stock' END AS refusal
     FROM priced GROUP BY order_id
-), contested AS (
-    SELECT p.sku FROM priced p JOIN judged j USING (order_id)
-    WHERE j.refusal IS NULL GROUP BY p.sku, p.available HAVING sum(p.quantity) > p.available
+), contested AS MATERIALIZED (
+    SELECT sku FROM priced WHERE order_id NOT IN (SELECT order_id FROM judged WHERE refusal IS NOT NULL)
+    GROUP BY sku, available HAVING sum(quantity) > available
 ), left_open AS MATERIALIZED (
-    SELECT p.order_id FROM priced p JOIN judged j USING (order_id)
-    WHERE j.refusal IS NULL AND p.sku IN (SELECT sku FROM contested) GROUP BY p.order_id
+    SELECT DISTINCT order_id FROM priced
+    WHERE sku IN (SELECT sku FROM contested) AND order_id NOT IN (SELECT order_id FROM judged WHERE refusal IS NOT NULL)
 ), decided AS MATERIALIZED (
     SELECT b.*, j.refusal, j.total_cents, j.currency FROM batch b JOIN judged j ON j.order_id = b.id
-    WHERE NOT EXISTS (SELECT FROM left_open o WHERE o.order_id = b.id)
+    WHERE b.id NOT IN (SELECT order_id FROM left_open)
 ), new AS (
     INSERT INTO orders (id, customer_id, idempotency_key, accepted_at, state, refusal, total_cents, currency)
     SELECT id, customer_id, idempotency_key, accepted_at, CASE WHEN refusal IS NULL THEN 'settled' ELSE 'refused' END,
@@ -50,24 +56,23 @@ WITH batch AS (
 ), reused AS (
     INSERT INTO orders (id, customer_id, idempotency_key, accepted_at, state, refusal)
     SELECT id, customer_id, idempotency_key, accepted_at, 'refused', 'key_reused'
-    FROM decided d WHERE NOT EXISTS (SELECT FROM new n WHERE n.id = d.id)
+    FROM decided WHERE id NOT IN (SELECT id FROM new)
     ON CONFLICT DO NOTHING RETURNING id, refusal, total_cents, currency, decided_at
 ), written AS MATERIALIZED (
     SELECT * FROM new UNION ALL SELECT * FROM reused
 ), lines_written AS (
     INSERT INTO order_line (order_id, position, sku, quantity, unit_price_cents)
-    SELECT p.order_id, p.position, p.sku, p.quantity, p.price_cents FROM priced p JOIN written w ON w.id = p.order_id
+    SELECT order_id, position, sku, quantity, price_cents FROM priced WHERE order_id IN (SELECT id FROM written)
 ), taken AS (
     UPDATE stock s SET quantity = s.quantity - t.quantity
-    FROM (SELECT p.sku, sum(p.quantity) AS quantity FROM priced p JOIN new n ON n.id = p.order_id
-          WHERE n.refusal IS NULL GROUP BY p.sku) t
+    FROM (SELECT sku, sum(quantity) AS quantity FROM priced
+          WHERE order_id IN (SELECT id FROM new WHERE refusal IS NULL) GROUP BY sku) t
     WHERE s.sku = t.sku
 )
-SELECT w.id, w.refusal, w.total_cents, w.currency, w.decided_at,
-    (SELECT array_agg(p.price_cents ORDER BY p.position) FROM priced p WHERE p.order_id = w.id), false
-FROM written w
+SELECT w.id, w.refusal, w.total_cents, w.currency, w.decided_at, j.prices, false
+FROM written w JOIN judged j ON j.order_id = w.id
 UNION ALL
-SELECT o.order_id, NULL, NULL, NULL, NULL, NULL, true FROM left_open o
+SELECT order_id, NULL, NULL, NULL, NULL, NULL, true FROM left_open
 """
 
 _Row = tuple[UUID, str | None, int | None, str | None, datetime, list[int | None], bool]
@@ -79,7 +84,7 @@ async def probe(connection: AsyncConnection) -> None:
     Raises:
         psycopg.Error: they could not: no database, no schema, no right to write, or one that is read-only.
     """
-    await connection.execute(SETTLE, ([],) * 8)
+    await connection.execute(SETTLE, _parameters([]))
 
 
 async def settle(connection: AsyncConnection, messages: Sequence[OrderMessage]) -> list[Order]:
@@ -98,23 +103,30 @@ async def settle(connection: AsyncConnection, messages: Sequence[OrderMessage]) 
 
 
 async def _run(connection: AsyncConnection, messages: Sequence[OrderMessage]) -> tuple[list[Order], set[UUID]]:
+    cursor = await connection.execute(SETTLE, _parameters(messages))
+    rows: list[_Row] = await cursor.fetchall()
+    by_id = {message.id: message for message in messages}
+    decided = [_order(by_id[row[0]], row) for row in rows if not row[6]]
+    return decided, {row[0] for row in rows if row[6]}
+
+
+def _parameters(messages: Sequence[OrderMessage]) -> dict[str, list[Any]]:
     lines = [
         (message.id, position, sku, quantity)
         for message in messages
         for position, (sku, quantity) in enumerate(message.lines)
     ]
-    parameters = (
-        [message.id for message in messages],
-        [message.customer_id for message in messages],
-        [message.idempotency_key for message in messages],
-        [message.accepted_at for message in messages],
-        *(list(column) for column in zip(*lines, strict=True)),
-    )
-    cursor = await connection.execute(SETTLE, parameters)
-    rows: list[_Row] = await cursor.fetchall()
-    by_id = {message.id: message for message in messages}
-    decided = [_order(by_id[row[0]], row) for row in rows if not row[6]]
-    return decided, {row[0] for row in rows if row[6]}
+    return {
+        "ids": [message.id for message in messages],
+        "customers": [message.customer_id for message in messages],
+        "keys": [message.idempotency_key for message in messages],
+        "accepted": [message.accepted_at for message in messages],
+        "orders": [line[0] for line in lines],
+        "positions": [line[1] for line in lines],
+        "skus": [line[2] for line in lines],
+        "quantities": [line[3] for line in lines],
+        "products": sorted({line[2] for line in lines}),
+    }
 
 
 def _order(message: OrderMessage, row: _Row) -> Order:

@@ -1,0 +1,77 @@
+"""What one worker settles a second of a backlog, beside pgbench on the same cluster: `.venv/bin/pytest -s tests/load/settlement.py`.
+
+Takes the lab's workers away for half a minute. Orders come as users' do, by the edge, and so in bundles.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from tests.support import health, ledger
+from tests.support.orders import Load
+from tests.support.site import Site
+
+SKUS = tuple(f"LOAD-{number}" for number in range(1, 6))
+RATE = 500
+SECONDS = 20
+PGBENCH_SECONDS = 10
+WHOLE_SECONDS = 60
+SETTLE_SECONDS = 120
+WORKER = "svc-orders-worker@1.service"
+
+
+def pgbench(site: Site) -> float:
+    """Return how many single-row inserts a second pgbench makes through the primary's PgBouncer, from its own host."""
+    primary = site.primary()
+    site.sql(
+        "CREATE TABLE measure (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body text); GRANT INSERT ON measure TO orders"
+    )
+    insert = "INSERT INTO measure (body) VALUES ('an order of a customer with some lines of text in it');"
+    try:
+        printed = site.ask(
+            primary,
+            f'read -r PGPASSWORD && export PGPASSWORD && echo "{insert}" > /tmp/measure.sql &&'
+            f" /usr/lib/postgresql/17/bin/pgbench -n -c 16 -j 2 -T {PGBENCH_SECONDS} -f /tmp/measure.sql"
+            f" 'host={site.addresses[primary]} port=6432 user=orders dbname=orders sslmode=require'",
+            site.secret("orders_database_password") + "\n",
+            seconds=PGBENCH_SECONDS + 20,
+        )
+    finally:
+        site.sql("DROP TABLE measure")
+    return float(next(line for line in printed.splitlines() if line.startswith("tps")).split()[2])
+
+
+def test_settlement(site: Site) -> None:
+    """Print both rates and their ratio; nothing that was accepted is lost."""
+    health.wait_until_whole(site, WHOLE_SECONDS)
+    ledger.stock_up(site, SKUS)
+    inserts = pgbench(site)
+    hosts = site.groups["app"]
+    load = Load(site, SKUS, rate=RATE, most_seconds=SECONDS, name="settlement")
+    site.ask_all(hosts, f"sudo systemctl stop {WORKER}")
+    try:
+        load.during(lambda: time.sleep(SECONDS + 1))
+        (began,) = site.sql("SELECT clock_timestamp()")[0]
+        site.ask(hosts[0], f"sudo systemctl start {WORKER}")
+        settled = f"FROM orders WHERE decided_at >= '{began}'"
+        until = time.monotonic() + SETTLE_SECONDS
+        while int(site.sql(f"SELECT count(*) {settled}")[0][0]) < len(load.accepted):
+            assert time.monotonic() < until, "the backlog is not settled"
+            time.sleep(1)
+    finally:
+        site.ask_all(hosts, f"sudo systemctl start {WORKER}")
+    # The first batch is what the clock begins with.
+    ((orders, seconds),) = site.sql(
+        f"SELECT count(*) FILTER (WHERE decided_at > first), extract(epoch FROM max(decided_at) - first)"  # noqa: S608
+        f" FROM (SELECT decided_at, min(decided_at) OVER () AS first {settled}) AS o GROUP BY first"
+    )
+    rate = int(orders) / float(seconds)
+    verdict = ledger.check(site, load.accepted, SETTLE_SECONDS)
+    assert not verdict.faults, verdict.faults
+    found = {"orders": len(load.accepted), "failed": len(load.failed), "p99_ms": load.quantile_ms(0.99)}
+    print(
+        json.dumps(
+            {**found, "settled_a_second": round(rate), "pgbench": round(inserts), "ratio": round(rate / inserts, 2)}
+        )
+    )

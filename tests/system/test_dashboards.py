@@ -1,0 +1,151 @@
+"""What dashboards, rules and alerts ask for is there: each query of each panel is answered, whatever is chosen."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import ssl
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx
+import pytest
+
+from tests.support import ledger, panels, watch
+from tests.support.orders import Load
+from tests.support.site import HostError, Site
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BOARDS = panels.load()
+OF_LOGS = {name for name, board in BOARDS.items() if panels.queries(board, "loki")}
+# Up to the first heading of what a lab does not have, or not yet.
+LISTED = (ROOT / "tests/lint/figures.txt").read_text(encoding="utf-8").partition("\n# Not ")[0]
+KNOWN = [line for line in LISTED.splitlines() if not line.startswith("#")]
+SKUS = ("DASHBOARDS-1", "DASHBOARDS-2")
+RATE = 5
+MOST_SECONDS = 900
+# The rules of days are looked at every two minutes, and rates want two scrapes before that.
+RECORDED_SECONDS = 180
+# A label's values and the lines of logs are those of so long.
+RECENT_SECONDS = 300
+
+
+@pytest.fixture(scope="module")
+def busy(site: Site) -> Iterator[None]:
+    """Have orders come in and be read while panels are looked at: a time of no order is no figure."""
+    ledger.stock_up(site, SKUS)
+    load = Load(site, SKUS, rate=RATE, most_seconds=MOST_SECONDS, name="dashboards")
+    with load.running():
+        yield
+
+
+def read(site: Site) -> None:
+    """Log in and ask for the catalogue, as nobody does who places orders."""
+    assert site.token()
+    context = ssl.create_default_context(cafile=str(site.authority))
+    with httpx.Client(base_url=site.url, verify=context, timeout=10, trust_env=False) as client:
+        assert client.get("/v1/products").status_code == httpx.codes.OK
+
+
+def ask(site: Site, expressions: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """Return what Prometheus answers to each, asked in one go; raises HostError for a query that it refuses."""
+    host = site.groups["prometheus"][0]
+    address = f"https://{site.addresses[host]}:9090/api/v1/query"
+    urls = "".join(f'url = "{address}?{urlencode({"query": expression})}"\n' for expression in expressions)
+    identity = watch.curl("prometheus", "").rsplit(" ", 1)[0]
+    printed = site.ask(host, f"{identity} -w '\\n' -K -", urls, seconds=120)
+    answers = [json.loads(line) for line in printed.splitlines()]
+    for expression, answer in zip(expressions, answers, strict=True):
+        if answer["status"] != "success":
+            raise HostError(f"{expression}: {answer}")
+    return [answer["data"]["result"] for answer in answers]
+
+
+def has_figure(series: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether one of them has a value that can be drawn."""
+    return any(not math.isnan(float(one["value"][1])) for one in series)
+
+
+def values(site: Site, choice: panels.Choice, chosen: Mapping[str, str]) -> list[str]:
+    """Return what a variable offers after the choices before it."""
+    asked = {"match[]": panels.filled(choice.figure, chosen), "start": time.time() - RECENT_SECONDS}
+    found: list[str] = watch.ask(site, f"label/{choice.label}/values?{urlencode(asked)}")
+    return found
+
+
+def selections(site: Site, choices: Sequence[panels.Choice]) -> list[dict[str, str]]:
+    """Return all choices of everything, and each value of each variable, with everything that then is left of the others."""
+
+    def rest(chosen: dict[str, str]) -> dict[str, str]:
+        for choice in choices:
+            if choice.name not in chosen:
+                offered = values(site, choice, chosen)
+                assert offered, f"${choice.name} has no value where {chosen} is chosen"
+                chosen = {**chosen, choice.name: f"({'|'.join(offered)})"}
+        return chosen
+
+    found = [rest({})]
+    for place, choice in enumerate(choices):
+        before = {earlier.name: found[0][earlier.name] for earlier in choices[:place]}
+        found += [rest({**before, choice.name: value}) for value in values(site, choice, before)]
+    return found
+
+
+@pytest.mark.usefixtures("busy")
+@pytest.mark.parametrize("name", sorted(set(BOARDS) - OF_LOGS))
+def test_every_panel_shows_something(site: Site, name: str) -> None:
+    """Each query, for every value of each variable, is answered with a series that has a value."""
+    wanted = {
+        (asked.panel, panels.filled(asked.expr, chosen))
+        for chosen in selections(site, panels.choices(BOARDS[name]))
+        for asked in panels.queries(BOARDS[name])
+    }
+    left = sorted(wanted)
+
+    def empty() -> list[str]:
+        nonlocal left
+        read(site)
+        answers = ask(site, [expression for _, expression in left])
+        left = [asked for asked, series in zip(left, answers, strict=True) if not has_figure(series)]
+        return [f"{panel}: {expression}" for panel, expression in left]
+
+    watch.wait_for(empty, RECORDED_SECONDS, 10)
+
+
+@pytest.mark.usefixtures("busy")
+def test_every_figure_that_is_known_is_there(site: Site) -> None:
+    """The list that the lint tier compares with is not older than the platform."""
+
+    def missing() -> list[str]:
+        return [name for name, series in zip(KNOWN, ask(site, KNOWN), strict=True) if not series]
+
+    watch.wait_for(missing, RECORDED_SECONDS, 10)
+
+
+def lines(site: Site, path: str, **asked: object) -> Any:  # noqa: ANN401
+    """Return what Loki answers on the first host that keeps logs."""
+    address = f"127.0.0.1:3100/loki/api/v1/{path}?{urlencode({**asked, 'start': int(time.time()) - RECENT_SECONDS})}"
+    said = json.loads(site.ask(site.groups["loki"][0], f"curl -sS -m 10 {shlex.quote(address)}"))
+    assert said["status"] == "success", said
+    return said["data"]
+
+
+@pytest.mark.usefixtures("busy")
+@pytest.mark.parametrize("name", sorted(OF_LOGS))
+def test_every_panel_of_logs_shows_something(site: Site, name: str) -> None:
+    """Each query, for all lines and for each value of each label, finds some of the last minutes."""
+    if not site.groups.get("loki"):
+        pytest.skip("no host of this inventory keeps logs")
+    choices = panels.choices(BOARDS[name])
+    everything = {"search": "", **{choice.name: choice.every for choice in choices}}
+    chosen = [everything]
+    for choice in choices:
+        offered = lines(site, f"label/{choice.label}/values")
+        assert offered, f"no line has the label {choice.label}"
+        chosen += [{**everything, choice.name: value} for value in offered]
+    exprs = {panels.filled(asked.expr, one) for one in chosen for asked in panels.queries(BOARDS[name], "loki")}
+    assert [expr for expr in sorted(exprs) if not lines(site, "query_range", query=expr, limit=1)["result"]] == []
