@@ -40,7 +40,8 @@ class Line(NamedTuple):
 def ask(site: Site, keeper: str, path: str, **parameters: str | int) -> list[dict[str, Any]]:
     """Return what a Loki answers, as a Prometheus server's host may ask."""
     address = f"https://{site.addresses[keeper]}:3100/loki/api/v1/{path}?{urlencode(parameters)}"
-    said = json.loads(site.ask(site.groups["prometheus"][0], watch.curl("prometheus", address)))
+    command = f"{watch.curl('prometheus', address)} -m 30"
+    said = json.loads(site.ask(site.groups["prometheus"][0], command, seconds=35))
     found: list[dict[str, Any]] = said["data"]["result"]
     return found
 
