@@ -11,6 +11,8 @@ ROLE ?=
 SERVICE ?=
 LINES ?= 100
 RUN ?= check
+SINCE ?= 1d
+TEXT ?=
 FREEHOLD := .venv/bin/python -m freehold
 
 .PHONY: help
@@ -52,8 +54,8 @@ status: venv ## show hosts, versions and who leads what
 	$(FREEHOLD) status --inventory $(INVENTORY)
 
 .PHONY: logs
-logs: venv ## show a unit's last lines from all hosts: make logs SERVICE=orders-api LINES=100
-	$(FREEHOLD) logs --inventory $(INVENTORY) --lines $(LINES) $(SERVICE)
+logs: venv ## show lines of all hosts: make logs SERVICE=orders-api SINCE=15m TEXT=timeout HOST=app1 LINES=100
+	$(FREEHOLD) logs --inventory $(INVENTORY) --lines "$(LINES)" --host "$(HOST)" --since "$(SINCE)" --text "$(TEXT)" $(SERVICE)
 
 .PHONY: token
 token: venv ## print an access token that may place orders, valid for five minutes

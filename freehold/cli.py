@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from freehold import docs, playbooks, secrets, specs, status, testing
+from freehold import docs, logs, playbooks, secrets, specs, status, testing
 from freehold.lab import Lab, LabError, cache_folder, lab_name
 from freehold.playbooks import InventoryError
 from freehold.prerequisites import MissingPrerequisitesError
@@ -130,9 +130,17 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _logs(arguments: argparse.Namespace) -> int:
-    if not re.fullmatch(r"[A-Za-z0-9@._-]+", arguments.service):
-        raise InventoryError("Say whose: make logs SERVICE=orders-api (or patroni, etcd, haproxy ...)")
-    status.logs(arguments.inventory, arguments.service, arguments.lines)
+    wanted = logs.Wanted(arguments.service, arguments.host, arguments.since, arguments.text, arguments.lines)
+    if not any((wanted.service, wanted.host, wanted.text)):
+        raise InventoryError("Say which: make logs SERVICE=orders-api (or patroni, etcd ...), HOST=data1 or TEXT=words")
+    for name, pattern in (("service", r"[A-Za-z0-9@._-]*"), ("host", r"[A-Za-z0-9.-]*"), ("since", r"[0-9]+[smhd]")):
+        if not re.fullmatch(pattern, getattr(wanted, name)):
+            raise InventoryError(
+                f"{name.upper()}={getattr(wanted, name)} is none. Say for example SERVICE=etcd SINCE=15m"
+            )
+    if not 0 < wanted.lines <= logs.MOST_LINES:
+        raise InventoryError(f"LINES={wanted.lines}: between 1 and {logs.MOST_LINES} is right")
+    logs.show(arguments.inventory, wanted)
     return 0
 
 
@@ -159,7 +167,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "converge": ("bring all hosts to what the inventory says", _converge),
     "secrets": ("add the lab's missing secrets, or list those that a vault needs", _secrets),
     "status": ("show hosts, versions and who leads what", _status),
-    "logs": ("show a unit's journal from all hosts", _logs),
+    "logs": ("show log lines of all hosts", _logs),
     "token": ("print an access token that may place orders", _token),
     "ssh": ("log in to a host", _ssh),
     "orders": ("run a command of the order service on a host that has it", _orders),
@@ -184,6 +192,9 @@ def main() -> int:
         if name == "logs":
             command.add_argument("service", nargs="?", default="")
             command.add_argument("--lines", type=int, default=100)
+            command.add_argument("--host", default="", help="of this host only")
+            command.add_argument("--since", default="1d", help="no older than this, such as 15m")
+            command.add_argument("--text", default="", help="with these words")
         if name == "test":
             # argparse takes no default among the choices of "*": the empty list stands for all.
             command.add_argument("tier", nargs="*", choices=[*testing.TIERS, []], metavar="TIER")

@@ -32,6 +32,7 @@ PARTS = {
     "prometheus": "prometheus",
     "prometheus-alertmanager": "prometheus-alertmanager",
     "prometheus-node-exporter": "prometheus-node-exporter",
+    "syslog-ng-core": "syslog-ng",
 }
 
 
@@ -152,7 +153,7 @@ def versions() -> dict[str, str]:
 
 def units() -> dict[str, str]:
     """Return the state of each unit that the platform runs here, and of every unit that failed."""
-    patterns = {unit for unit in PARTS.values() if unit} | {"keycloak", "jaeger"}
+    patterns = {unit for unit in PARTS.values() if unit} | {"keycloak", "jaeger", "loki"}
     listed = json.loads(run("systemctl", "list-units", "--type=service", "--all", "--output=json"))
     services = [line["unit"] for line in listed if "@" in line["unit"] and line["unit"].split("@")[0] in networks()]
     return {

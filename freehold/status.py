@@ -151,19 +151,3 @@ def _skipped() -> dict[str, str]:
     if not file.exists():
         return {}
     return {skip["name"]: skip["reason"] for skip in json.loads(file.read_text())["skipped"]}
-
-
-def logs(inventory: str, service: str, lines: int) -> None:
-    """Print the last lines of a unit's journal from all hosts that have any, in the order of time."""
-    units = f"--unit={service}* --unit=svc-{service}*"  # a service of the platform has a prefix
-    command = f"journalctl --no-pager --quiet --output=short-iso-precise --lines={lines} {units}"
-    said = playbooks.ask(inventory, "all", "ansible.builtin.command", command)
-    found = []
-    for host, answer in said.items():
-        if answer.get("unreachable"):
-            console.print(f"{host}: does not answer over SSH", markup=False)
-        found += [(line.partition(" "), host) for line in answer.get("stdout_lines", [])]
-    for (time, _, text), host in sorted(found)[-lines:]:
-        console.print(f"{time} {host} {text.partition(' ')[2]}", markup=False)
-    if not found:
-        console.print(f"SERVICE={service}: no host has a line of such a unit.", markup=False)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+import time
 
 from freehold.up import order_command
 from tests.support import ledger
@@ -33,6 +35,18 @@ def test_status_names_every_host_and_who_leads(site: Site) -> None:
     assert [host for host in site.addresses if host not in shown] == []
     for part in ("PostgreSQL", "Valkey", "RabbitMQ", "who hears of alerts", site.vip):
         assert part in shown
+
+
+def test_logs_are_found_by_text_and_host(site: Site) -> None:
+    """Whatever signs the text is of."""
+    first, second = site.groups["data"][:2]
+    text = f"{{{{ a }}}} \"token\" 'of' `{time.time()}` %s"
+    for host in (first, second):
+        site.ask(host, f"logger -- {shlex.quote(text)}")
+    time.sleep(5)
+    assert freehold("logs", "--text", text, "--since", "1m").count(text) == 2
+    shown = freehold("logs", "--text", text, "--host", second)
+    assert (shown.count(text), second in shown, first in shown) == (1, True, False)
 
 
 def test_logs_come_from_every_host_that_has_the_unit(site: Site) -> None:

@@ -17,7 +17,7 @@ from tests.support.watch import Message
 JOBS = {
     "node": ["all"],
     "haproxy": ["edge"],
-    "host_proxy": ["app", "identity", "registry", "jaeger"],
+    "host_proxy": ["app", "identity", "registry", "jaeger", "loki"],
     "etcd": ["etcd"],
     "patroni": ["postgres"],
     "rabbitmq": ["rabbitmq"],
@@ -28,6 +28,7 @@ JOBS = {
     "prometheus": ["prometheus"],
     "alertmanager": ["alertmanager"],
     "jaeger": ["jaeger"],
+    "loki": ["loki"],
 }
 SERVICES = ("orders-api", "orders-worker")
 # Two scrapes, for a target that was just there.
@@ -94,6 +95,10 @@ def test_every_rule_is_evaluated_without_error(site: Site) -> None:
         "prometheus_notifications_alertmanagers_discovered > 0",
         "prometheus_rule_evaluation_failures_total",
         "alertmanager_notifications_failed_total",
+        "loki_distributor_lines_received_total > 0",
+        'syslogng_output_events_total{result="dropped"}',
+        "syslogng_disk_queue_disk_usage_bytes / syslogng_disk_queue_capacity_bytes",
+        'node_textfile_mtime_seconds{file=~".*/syslog-ng.prom"}',
     ],
 )
 def test_what_alerts_ask_for_is_there(site: Site, figure: str) -> None:
