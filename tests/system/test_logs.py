@@ -79,20 +79,36 @@ def test_a_line_of_any_host_is_found_within_five_seconds(site: Site) -> None:
 
 
 def test_an_order_is_followed_through_all_hops_by_its_trace(site: Site) -> None:
-    """The edge, the service and the worker each say something of it, whether it is sampled or not."""
+    """The edge, the service and the worker each say something of one whose client wants its trace, and Jaeger has it with its SQL."""
+    trace = uuid.uuid4().hex
     ledger.stock_up(site, ["SMOKE-1"])
     context = ssl.create_default_context(cafile=str(site.authority))
-    headers = {"Authorization": f"Bearer {site.token()}", "Idempotency-Key": uuid.uuid4().hex}
+    headers = {
+        "Authorization": f"Bearer {site.token()}",
+        "Idempotency-Key": trace,
+        "traceparent": f"00-{trace}-{trace[:16]}-01",
+    }
     with httpx.Client(base_url=site.url, headers=headers, verify=context, timeout=10, trust_env=False) as client:
         answer = client.post("/v1/orders", json={"lines": [{"sku": "SMOKE-1", "quantity": 1}]})
     assert answer.status_code == httpx.codes.ACCEPTED, answer.text
-    query = f'{{tier=~"edge|app"}} | json | trace_id="{answer.headers["Trace-Id"]}"'
+    assert answer.headers["Trace-Id"] == trace
+    query = f'{{tier=~"edge|app"}} | json | trace_id="{trace}"'
 
     def missing() -> list[str]:
         services = {line.labels["service"] for line in lines(site, query)}
         return [f"{service}: nothing" for service in {"haproxy", "orders-api", "orders-worker"} - services]
 
     watch.wait_for(missing, SETTLED_SECONDS, 0.5)
+
+    def unseen() -> list[str]:
+        asked = f"curl -sS -m 5 127.0.0.1:16686/api/traces/{trace}"
+        traces = [one for host in site.groups["jaeger"] for one in json.loads(site.ask(host, asked))["data"] or []]
+        services = {process["serviceName"] for one in traces for process in one["processes"].values()}
+        tags = {tag["key"] for one in traces for span in one["spans"] for tag in span["tags"]}
+        missing = [f"no span of {service}" for service in {"orders-api", "orders-worker"} - services]
+        return missing + [f"no span has {tag}" for tag in {"db.query.text", "messaging.message.id"} - tags]
+
+    watch.wait_for(unseen, SETTLED_SECONDS, 0.5)
 
 
 def test_lines_of_containers_have_their_own_level_and_fields(site: Site) -> None:
