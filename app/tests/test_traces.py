@@ -118,7 +118,7 @@ def test_a_sampled_order_is_one_trace_over_service_broker_and_worker_with_their_
     assert request["attributes"]["http.request.header.x-request-id"] == [placed.headers["x-request-id"]]
     assert settle["attributes"]["messaging.system"] == "rabbitmq"
     assert settle["attributes"]["orders.outcome"] == "settled"
-    assert sql["attributes"]["db.query.text"].startswith("WITH batch AS ( SELECT * FROM unnest(%s::uuid[]")
+    assert sql["attributes"]["db.query.text"].startswith("WITH batch AS ( SELECT * FROM unnest(%(ids)s::uuid[]")
     identifier = placed.json()["id"]
     assert publish["attributes"]["messaging.message.id"] == settle["attributes"]["messaging.message.id"] == identifier
     # In the order in which it happened; the confirm's time is that of `publish intake`.
