@@ -119,8 +119,15 @@ def test_what_ran_before_a_migration_runs_after_it(platform: Platform, name: str
     assert former_settle != SETTLE
     identifier = "00000000-0000-8000-8000-000000000000"
     order = {
-        **{"ids": [identifier], "customers": ["c1"], "keys": [name], "accepted": [datetime.now(UTC)]},
-        **{"orders": [identifier], "positions": [0], "skus": ["P-00001"], "quantities": [2], "products": ["P-00001"]},
+        "ids": [identifier],
+        "customers": ["c1"],
+        "keys": [name],
+        "accepted": [datetime.now(UTC)],
+        "orders": [identifier],
+        "positions": [0],
+        "skus": ["P-00001"],
+        "quantities": [2],
+        "products": ["P-00001"],
     }
     with psycopg.connect(settings.conninfo(url), autocommit=True, prepare_threshold=None) as service:
         listed = service.execute(
