@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from orders.events.relay import PATIENCE_SECONDS
+from orders.worker.consumer import MOST as BATCH
 from servers import QUEUES, RabbitMQ, frozen, wait_until, waiting
 from service import Api, Platform, Workers
 from test_failures import message
@@ -130,6 +131,17 @@ def test_events_of_a_backlog_follow_its_orders(
     # Where orders took longer than events are patient, some events came between them.
     assert waiting(connection) > 0 or not in_time
     wait_until(lambda: waiting(connection) == 0, "the events", 30)
+
+
+def test_events_of_the_last_full_batch_wait_for_nothing(
+    platform: Platform, no_worker: Workers, connection: psycopg.Connection, name: str
+) -> None:
+    count = 5 * BATCH
+    platform.rabbitmq.publish(QUEUES[0], *(message(name, number, [("P-00030", 1)])[1] for number in range(count)))
+    settled = "SELECT count(*) FROM orders WHERE customer_id = %s"
+    no_worker.start(wait=False)
+    wait_until(lambda: connection.execute(settled, (name,)).fetchone() == (count,), "the backlog", 60)
+    wait_until(lambda: waiting(connection) == 0, "the events", PATIENCE_SECONDS - 1)
 
 
 def test_an_orders_events_come_as_they_happened_whichever_transaction_began_first(

@@ -176,7 +176,7 @@ class Relay:
         self._task = asyncio.create_task(self._run())
 
     def poke(self, *, busy: bool) -> None:
-        """Look for events now; `busy`: more orders wait than one batch takes."""
+        """Look for events now; `busy`: a full batch was settled, and more orders wait."""
         self._busy = busy
         self._poked.set()
 

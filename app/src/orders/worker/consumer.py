@@ -68,6 +68,11 @@ class Consumer(Link):
         self._unconfirmed.clear()
         self._confirmed.set()
 
+    @property
+    def waiting(self) -> int:
+        """How many orders are here for the next batches."""
+        return self._waiting
+
     def wake(self) -> None:
         """Have `batch` return now, with nothing."""
         self._changed.set()

@@ -198,7 +198,7 @@ class Worker:
             await self._consumer.finish(batch, dead)
             if spans:
                 self._tell(spans, traces, decided)
-        self._relay.poke(busy=count >= MOST)
+        self._relay.poke(busy=count >= MOST and self._consumer.waiting > 0)
         self._count(decided, traces if spans else {}, duplicates=count - len(dead) - len(decided), batch=count)
         # While the database is at the next batch. What is forgotten when the worker leaves is asked of the database.
         if self._hinting:
