@@ -31,8 +31,8 @@ def pgbench(site: Site) -> float:
     try:
         printed = site.ask(
             primary,
-            f'read -r PGPASSWORD && export PGPASSWORD && echo "{insert}" > /tmp/measure.sql &&'
-            f" /usr/lib/postgresql/17/bin/pgbench -n -c 16 -j 2 -T {PGBENCH_SECONDS} -f /tmp/measure.sql"
+            f'read -r PGPASSWORD && export PGPASSWORD && script=$(mktemp) && trap "rm $script" EXIT && echo "{insert}" > $script'
+            f" && /usr/lib/postgresql/17/bin/pgbench -n -c 16 -j 2 -T {PGBENCH_SECONDS} -f $script"
             f" 'host={site.addresses[primary]} port=6432 user=orders dbname=orders sslmode=require'",
             site.secret("orders_database_password") + "\n",
             seconds=PGBENCH_SECONDS + 20,
