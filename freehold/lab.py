@@ -795,10 +795,14 @@ def _boot_command() -> str:
     """Return what becomes the host's systemd.
 
     podman puts a tmpfs over the journal, which is to outlive a power cut; on machines with hybrid cgroups the host gets
-    a view of cgroups that has version 2 alone, as podman inside it needs.
+    a view of cgroups that has version 2 alone, as podman inside it needs, and finds its limits of version 1 elsewhere, to read.
     """
     steps = ["umount /var/log/journal"]
     if hybrid_cgroups():
+        for controller in ("cpu", "memory"):
+            there = f"/run/cgroup1/{controller}"
+            steps += [f"mkdir -p {there}", f"mount --bind /sys/fs/cgroup/{controller} {there}"]
+            steps += [f"mount -o remount,bind,ro {there}"]
         steps += ["umount -R /sys/fs/cgroup", "mount -t cgroup2 cgroup2 /sys/fs/cgroup"]
     return " && ".join([*steps, "exec /sbin/init"])
 

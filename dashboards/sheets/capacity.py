@@ -14,14 +14,37 @@ def dashboard() -> Dashboard:
     """Return the dashboard."""
     return sheet(
         "capacity",
-        "Use against limit: at 80 % there is an alert. Zone and host choose among the disks; all else is of the whole platform.",
+        "Use against limit: at 80 % there is an alert. Zone and host choose among hosts and disks; all else is of the whole platform.",
         [
+            Row("Hosts", [processors(), memory()]),
             Row("Disks", [disks(), in_hours(), in_days(), growth()]),
             Row("Connections and queues", [edge(), database(), pooler(), queues()]),
             Row("Memory and the rest", [valkey(), rabbitmq(), etcd(), files(), haproxy()]),
         ],
         [zones(FIGURES), frame.hosts(FIGURES)],
         ["hosts", "edge", "postgresql", "valkey", "rabbitmq"],
+    )
+
+
+def processors() -> Panel:
+    return look.bars(
+        "Processors in use",
+        "Of those that each host may use.",
+        Query(f"instance:cpu_used:ratio{{{HERE}}}", "{{instance}}"),
+        unit=look.RATIO,
+        width=12,
+        down="hosts",
+    )
+
+
+def memory() -> Panel:
+    return look.bars(
+        "Memory in use",
+        "Of what each host may use, without what the kernel gives back.",
+        Query(f"instance:memory_used:ratio{{{HERE}}}", "{{instance}}"),
+        unit=look.RATIO,
+        width=12,
+        down="hosts",
     )
 
 

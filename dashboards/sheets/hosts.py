@@ -1,4 +1,4 @@
-"""Hosts: what runs there and answers, disks and network."""
+"""Hosts: what runs there and answers, processors and memory, disks and network."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard, Panel
 
@@ -17,10 +17,13 @@ def dashboard() -> Dashboard:
     """Return the dashboard."""
     return sheet(
         "hosts",
-        "Of each host: what runs there and answers, its disks and its network.",
+        "Of each host: what runs there and answers, what uses its processors and memory, its disks and its network.",
         [
             Row("What answers", [hosts_up(), silent(), answering(), parts()]),
-            Row("Disks", [full(), free(), inodes()]),
+            Row(
+                "Processors and memory", [processors(), memory(), waiting(), unit_processors(), unit_memory(), clock()]
+            ),
+            Row("Disks", [full(), free(), inodes(), unit_io()]),
             Row("Network", [received(), sent(), lost()]),
         ],
         [zones(FIGURES), frame.hosts(FIGURES)],
@@ -66,6 +69,78 @@ def parts() -> Panel:
         columns={"instance": "Host", "zone": "Zone", "job": "Part", "service": "Service", "Value": "Answers"},
         limits=look.ONE_IS_GOOD,
         width=8,
+    )
+
+
+def processors() -> Panel:
+    return look.lines(
+        "Processors in use",
+        "Of those that the host may use.",
+        Query(f"instance:cpu_used:ratio{{{HERE}}}", "{{instance}}"),
+        unit=look.RATIO,
+        limits=look.CAPACITY,
+    )
+
+
+def memory() -> Panel:
+    return look.lines(
+        "Memory in use",
+        "Of what the host may use, without what the kernel gives back.",
+        Query(f"instance:memory_used:ratio{{{HERE}}}", "{{instance}}"),
+        unit=look.RATIO,
+        limits=look.CAPACITY,
+        most=1,
+        down="capacity",
+    )
+
+
+def waiting() -> Panel:
+    return look.lines(
+        "Time in which something waited",
+        "Share of time in which some process waited for a processor, for memory or for a disk.",
+        Query(f"rate(host_waiting_seconds_total{{{HERE}}}[$__rate_interval])", "{{instance}} {{resource}}"),
+        unit=look.RATIO,
+    )
+
+
+def unit_processors() -> Panel:
+    return look.lines(
+        "Processors, by unit",
+        "The ten units that use most; a container is a unit.",
+        Query(f"topk(10, unit:cpu:rate2m{{{HERE}}})", "{{instance}} {{unit}}"),
+        unit=look.COUNT,
+    )
+
+
+def unit_memory() -> Panel:
+    return look.lines(
+        "Memory, by unit",
+        "The ten units whose processes use most, what they share counted once.",
+        Query(f"topk(10, unit_memory_bytes{{{HERE}}})", "{{instance}} {{unit}}"),
+        unit=look.BYTES,
+    )
+
+
+def clock() -> Panel:
+    return look.lines(
+        "Clock",
+        "How far it is from that of the time servers; 50 ms are an alert.",
+        Query(f"node_timex_offset_seconds{{{NODE}}}", "{{instance}}"),
+        unit=look.SECONDS,
+        least=None,
+    )
+
+
+def unit_io() -> Panel:
+    return look.lines(
+        "Read and written, by unit",
+        "The ten units that have most to do with disks.",
+        Query(
+            f"topk(10, sum by (instance, unit, direction) (rate(unit_io_bytes_total{{{HERE}}}[$__rate_interval])))",
+            "{{instance}} {{unit}} {{direction}}",
+        ),
+        unit=look.BYTES_RATE,
+        width=24,
     )
 
 

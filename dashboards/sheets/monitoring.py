@@ -14,12 +14,13 @@ def dashboard() -> Dashboard:
     """Return the dashboard."""
     return sheet(
         "monitoring",
-        "Whether what watches all else works: figures, alerts, traces. Zone and host choose among the Prometheus servers.",
+        "Whether what watches all else works: figures, alerts, traces; and what else runs on ops hosts. Zone and host choose among the Prometheus servers.",
         [
             Row("Does Prometheus see?", [seen(), rules_failed(), told(), series(), samples(), size()]),
             Row("What it takes", [slowest(), groups(), processor(), memory()]),
             Row("Does anybody hear?", [alerts(), sent(), messages()]),
             Row("Traces", [spans(), lost(), store()]),
+            Row("Keycloak and the registry", [heap(), connections(), pulls()]),
         ],
         [zones(FIGURES), hosts(FIGURES)],
         ["hosts", "logs"],
@@ -188,4 +189,41 @@ def store() -> Panel:
         "Of the current and the previous half of what is kept.",
         Query('sum by (instance, name) (jaeger_storage_badger_size_bytes_lsm{job="jaeger"})', "{{instance}} {{name}}"),
         unit=look.BYTES,
+    )
+
+
+def heap() -> Panel:
+    return look.lines(
+        "Memory of Keycloak",
+        "Heap in use, of the most that it takes.",
+        Query(
+            'sum by (instance) (jvm_memory_used_bytes{job="keycloak", area="heap"}) '
+            '/ max by (instance) (jvm_memory_max_bytes{job="keycloak", area="heap"})',
+            "{{instance}}",
+        ),
+        unit=look.RATIO,
+        limits=look.CAPACITY,
+        most=1,
+    )
+
+
+def connections() -> Panel:
+    return look.lines(
+        "Keycloak's connections",
+        "To PostgreSQL: in use, and requests that wait for one.",
+        Query('sum by (instance) (agroal_active_count{job="keycloak"})', "{{instance}}"),
+        Query('sum by (instance) (agroal_awaiting_count{job="keycloak"})', "{{instance}} waits"),
+        unit=look.COUNT,
+    )
+
+
+def pulls() -> Panel:
+    return look.lines(
+        "Requests to the registry",
+        "By method and status.",
+        Query(
+            'sum by (method, code) (rate(registry_http_requests_total{job="registry"}[$__rate_interval]))',
+            "{{method}} {{code}}",
+        ),
+        unit=look.REQUESTS,
     )

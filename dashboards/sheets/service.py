@@ -26,6 +26,7 @@ def dashboard() -> Dashboard:
             Row("Rate, errors, duration: at the edge", [requests(), errors(), wait()]),
             Row("Rate and duration: on the hosts", [by_host(), seconds(), queue_seconds()]),
             Row("Replicas and saturation", [ready(), replicas(), under_way(), queued(), failed()]),
+            Row("Containers", [processors(), memory()]),
         ],
         VARIABLES,
         ["replicas", "orders", "logs"],
@@ -148,4 +149,26 @@ def failed() -> Panel:
         Query(f"sum(rate(haproxy_backend_response_errors_total{{{PROXY}}}[$__rate_interval]))", "answers"),
         unit=look.RATE,
         width=12,
+    )
+
+
+def processors() -> Panel:
+    return look.lines(
+        "Processors, by container",
+        "What each replica's container uses.",
+        Query(f"service:cpu:rate2m{{{HERE}}}", "{{instance}} {{unit}}"),
+        unit=look.COUNT,
+        width=12,
+        down="hosts",
+    )
+
+
+def memory() -> Panel:
+    return look.lines(
+        "Memory, by container",
+        "What the processes of each replica's container use.",
+        Query(f"service:memory:bytes{{{HERE}}}", "{{instance}} {{unit}}"),
+        unit=look.BYTES,
+        width=12,
+        down="hosts",
     )

@@ -27,6 +27,8 @@ JOBS = {
     "valkey": ["valkey"],
     "prometheus": ["prometheus"],
     "alertmanager": ["alertmanager"],
+    "keycloak": ["identity"],
+    "registry": ["registry"],
     "jaeger": ["jaeger"],
     "loki": ["loki"],
 }
@@ -79,6 +81,10 @@ def test_every_rule_is_evaluated_without_error(site: Site) -> None:
     [
         "node_filesystem_avail_bytes",
         'node_network_address_info{held="vip"}',
+        "node_timex_offset_seconds",
+        "instance:cpu_used:ratio > 0",
+        "instance:memory_used:ratio > 0 and instance:memory_used:ratio < 1",
+        'node_textfile_mtime_seconds{file=~".*/host.prom"}',
         "etcd_server_has_leader",
         "etcd_disk_wal_fsync_duration_seconds_bucket",
         "patroni_primary == 1",
