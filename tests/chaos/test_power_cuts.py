@@ -141,7 +141,7 @@ def test_holder_of_the_virtual_address(site: Site) -> None:
 
 @pytest.mark.usefixtures("shelves")
 def test_ops_host(site: Site, told: list[watch.Message]) -> None:
-    """Orders notice nothing; figures are kept and alerts are told of by the other ops host, where people log in too."""
+    """Orders notice nothing; people log in, figures are kept and alerts are told of by the other ops host."""
     host, other = site.groups["ops"]
 
     def heard() -> list[str]:
