@@ -50,6 +50,19 @@ def test_an_order_that_waits_for_a_worker_shows_in_its_age_and_its_settlement(
     assert figure(client, "orders_batch_seconds_sum") > 0
 
 
+def test_what_settled_orders_come_to_is_counted_and_what_was_refused_is_not(
+    api: Api, no_worker: Workers, name: str
+) -> None:
+    no_worker.start()
+    settled = api.decided(api.place({"P-00040": 3}, f"{name}-settled", name))
+    refused = api.decided(api.place({"NEVER-SOLD": 1}, f"{name}-refused", name))
+    assert (settled["state"], refused["state"]) == ("settled", "refused")
+    total = settled["total_cents"]
+    wait_until(lambda: figure(no_worker.client, 'orders_worker_orders_total{outcome="settled"}') == 1, "the figures", 5)
+    assert figure(no_worker.client, f'orders_settled_cents_total{{currency="{settled["currency"]}"}}') == total
+    assert figure(no_worker.client, "orders_settled_cents_total") == total
+
+
 def test_requests_that_wait_for_a_connection_are_counted_with_their_time(narrow: Api) -> None:
     before = figure(narrow.client, 'orders_pool_waits_total{pool="replicas"}')
     with ThreadPoolExecutor(16) as pool:

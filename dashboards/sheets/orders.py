@@ -17,7 +17,7 @@ def dashboard() -> Dashboard:
         [
             Row("Is it well?", [accepted(), settled_now(), waiting(), oldest(), dead(), paused()]),
             Row("Intake", [intake_seconds(), lanes(), outcomes(), requests(), request_seconds(), failed()]),
-            Row("Settlement", [settled(), lag(), queue_age(), batches(), batch_seconds(), books()]),
+            Row("Settlement", [settled(), lag(), queue_age(), batches(), batch_seconds(), books(), money()]),
             Row("Who asks, and what helps", [tokens(), cache(), hints()]),
             Row("Events and webhooks", [outbox(), relayed(), webhooks(), streams()]),
         ],
@@ -285,4 +285,14 @@ def streams() -> Panel:
         Query("sum(orders_event_streams)", "streams"),
         unit=look.COUNT,
         width=6,
+    )
+
+
+def money() -> Panel:
+    return look.lines(
+        "Money settled within an hour",
+        "What settled orders come to, by currency; orders that were cancelled later are in it.",
+        Query("sum by (currency) (increase(orders_settled_cents_total[1h])) / 100", "{{currency}}"),
+        unit=look.COUNT,
+        width=24,
     )

@@ -90,6 +90,9 @@ QUEUE_AGE = Histogram(
     buckets=_LAG_SECONDS,
 )
 SETTLED = Counter("orders_worker_orders", "Orders by what the worker made of them.", ("outcome",))
+SETTLED_CENTS = Counter(
+    "orders_settled_cents", "What settled orders come to, in hundredths of the currency.", ("currency",)
+)
 SETTLEMENT_LAG = Histogram(
     "orders_settlement_lag_seconds",
     "Time from an order's acceptance to its settlement.",

@@ -270,6 +270,8 @@ class Worker:
         metrics.SETTLED.labels("dead letter").inc(batch - duplicates - len(decided))
         for order in decided:
             metrics.SETTLED.labels(order.refusal or order.state).inc()
+            if order.total_cents is not None:
+                metrics.SETTLED_CENTS.labels(order.currency).inc(order.total_cents)
             if order.accepted_at:
                 trace = traces.get(order.id)
                 exemplar = {"trace_id": trace.trace_id} if trace else None
