@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from grafana_foundation_sdk.builders import dashboard, prometheus
+from grafana_foundation_sdk.builders import dashboard, loki, prometheus
 from grafana_foundation_sdk.models import common as commons
 from grafana_foundation_sdk.models import dashboard as models
 
-from dashboards.look import COLUMNS, METRICS, TITLES, link
+from dashboards.look import COLUMNS, LOG_LINES, METRICS, TITLES, link
 
 TOP = "overview"
 
@@ -54,8 +54,9 @@ def sheet(
     down: Sequence[str] = (),
     *,
     search: str = "",
+    marks: Sequence[dashboard.AnnotationQuery] = (),
 ) -> models.Dashboard:
-    """Return a dashboard with its address, choices, perhaps a field to search, and links up and to the next level down."""
+    """Return a dashboard with its address, choices, perhaps a field to search, marks of its own, and links up and down."""
     made = dashboard.Dashboard(TITLES.get(name, name.capitalize())).uid(f"freehold-{name}").description(says)
     made.tags(["freehold"]).editable().timezone("browser").time("now-1h", "now").refresh("30s")
     made.tooltip(models.DashboardCursorSync.CROSSHAIR)
@@ -63,7 +64,7 @@ def sheet(
     made.variables([_choice(variable) for variable in variables])
     if search:
         made.with_variable(dashboard.TextBoxVariable("search").label(search))
-    made.annotations([_starts(), _alerts()])
+    made.annotations([_starts(), _alerts(), *marks])
     panels: list[models.Panel | models.RowPanel] = []
     y = 0
     for row in rows:
@@ -71,6 +72,13 @@ def sheet(
     built = made.build()
     built.panels = panels
     return built
+
+
+def marked_lines(name: str, color: str, expr: str, title: str) -> dashboard.AnnotationQuery:
+    """Return marks where lines of logs were written."""
+    asked = loki.Dataquery().ref_id("A").expr(expr).query_type("range")
+    mark = dashboard.AnnotationQuery().name(name).datasource(LOG_LINES).enable(enable=True).icon_color(color)
+    return mark.expr(expr).title_format(title).target(asked)
 
 
 def _place(row: Row, y: int, panels: list[models.Panel | models.RowPanel]) -> int:

@@ -24,6 +24,7 @@ from dashboards.sheets import (
     rabbitmq,
     replicas,
     service,
+    tests,
     valkey,
 )
 from dashboards.sheets import slo as slo_sheet
@@ -50,6 +51,7 @@ SHEETS: tuple[Callable[[], Dashboard], ...] = (
     capacity.dashboard,
     monitoring.dashboard,
     logs.dashboard,
+    tests.dashboard,
 )
 
 

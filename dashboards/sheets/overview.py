@@ -18,7 +18,7 @@ def dashboard() -> Dashboard:
             Row("Traffic", [requests(), errors(), seconds(), orders()]),
             Row("Hop by hop, from the edge to the database", [times(), fullness(), queues()]),
         ],
-        down=[*below, "hosts", "capacity", "monitoring", "logs"],
+        down=[*below, "hosts", "capacity", "monitoring", "logs", "tests"],
     )
 
 
@@ -203,6 +203,8 @@ def fullness() -> Panel:
             "max(sum by (instance) (pg_stat_activity_count) / max by (instance) (pg_settings_max_connections))",
             "PostgreSQL's connections",
         ),
+        Query("max(instance:cpu_used:ratio)", "a host's processors"),
+        Query("max(instance:memory_used:ratio)", "a host's memory"),
         Query("max(instance:filesystem_used:ratio)", "disks"),
         unit=look.RATIO,
         down="capacity",

@@ -26,7 +26,7 @@ import aiohttp
 
 from freehold.token import TokenError
 from freehold.token import request as request_token
-from tests.support.site import MACHINE, Site
+from tests.support.site import MACHINE, HostError, Site
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ANSWER_SECONDS = 10.0
@@ -136,6 +136,7 @@ class Load:
         """Say what will be ordered where, how often, for how long at most, and whether orders share connections."""
         self.name = f"{name}-{uuid.uuid4().hex[:12]}"
         self.attempts: list[Attempt] = []
+        self._site = site
         self._file = ROOT / "build" / "log" / f"load-{name}.jsonl"
         self._command = [
             *(sys.executable, "-m", "tests.support.orders", site.url, str(site.authority), site.issuer),
@@ -157,7 +158,8 @@ class Load:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Send until the block ends, and go on after the last answer."""
+        """Send until the block ends, and go on after the last answer; the dashboard Tests shows when that was."""
+        self._mark("begins")
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.unlink(missing_ok=True)
         with subprocess.Popen(self._command, stdin=subprocess.PIPE, cwd=ROOT, env=self._environment) as sender:
@@ -168,8 +170,19 @@ class Load:
                 if self._file.exists():
                     lines = self._file.read_text(encoding="utf-8").splitlines()
                     self.attempts = [Attempt(**json.loads(line)) for line in lines]
+        self._mark("ends")
         assert sender.returncode == 0, f"the load ended with status {sender.returncode}"
         assert self.attempts
+
+    def _mark(self, phase: str) -> None:
+        """Write a line into the journal of an ops host that answers; raises HostError where none does."""
+        line = f"sudo logger --tag freehold-run freehold-run {self.name} {phase}"
+        *others, last = self._site.groups["ops"]
+        for host in others:
+            with suppress(HostError):
+                self._site.ask(host, line)
+                return
+        self._site.ask(last, line)
 
     @property
     def accepted(self) -> set[str]:

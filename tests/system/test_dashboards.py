@@ -147,3 +147,16 @@ def test_every_panel_of_logs_shows_something(site: Site, name: str) -> None:
         chosen.append({**everything, choice.name: recent[choice.label]})
     exprs = {panels.filled(asked.expr, one) for one in chosen for asked in panels.queries(BOARDS[name], "loki")}
     assert [expr for expr in sorted(exprs) if not lines(site, "query_range", query=expr, limit=1)["result"]] == []
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_run_is_marked_where_it_began(site: Site) -> None:
+    """On the dashboard Tests: the line that the load of these tests wrote is found."""
+    (mark,) = panels.marks(BOARDS["tests"], "loki")
+
+    def missing() -> list[str]:
+        found = [stream["stream"] for stream in lines(site, "query_range", query=mark, limit=20)["result"]]
+        begun = [one for one in found if one.get("run", "").startswith("dashboards-") and one.get("phase") == "begins"]
+        return [] if begun else [f"{mark}: {found}"]
+
+    watch.wait_for(missing, 10)
