@@ -10,7 +10,7 @@ import time
 
 from tests.support import health, ledger
 from tests.support.orders import Load
-from tests.support.site import Site
+from tests.support.site import HostError, Site
 
 SKUS = tuple(f"LOAD-{number}" for number in range(1, 6))
 RATE = 500
@@ -42,6 +42,19 @@ def pgbench(site: Site) -> float:
     return float(next(line for line in printed.splitlines() if line.startswith("tps")).split()[2])
 
 
+def processor_seconds(site: Site) -> dict[str, float]:
+    """Return the processor time that each unit has used since it started, summed over all hosts."""
+    counted: dict[str, float] = {}
+    ask = "cd /sys/fs/cgroup/system.slice && find . -name '*.service' -type d -prune -exec grep -H usage_usec {}/cpu.stat +"
+    for said in site.ask_all(site.addresses, ask).values():
+        assert not isinstance(said, HostError), said
+        for line in said.splitlines():
+            path, _, microseconds = line.rpartition(" ")
+            unit = path.split("/")[-2].partition("@")[0].removesuffix(".service")
+            counted[unit] = counted.get(unit, 0) + int(microseconds) / 1e6
+    return counted
+
+
 def test_settlement(site: Site) -> None:
     """Print both rates and their ratio; nothing that was accepted is lost."""
     health.wait_until_whole(site, WHOLE_SECONDS)
@@ -53,12 +66,14 @@ def test_settlement(site: Site) -> None:
     try:
         load.during(lambda: time.sleep(SECONDS + 1))
         (began,) = site.sql("SELECT clock_timestamp()")[0]
+        before = processor_seconds(site)
         site.ask(hosts[0], f"sudo systemctl start {WORKER}")
         settled = f"FROM orders WHERE decided_at >= '{began}'"
         until = time.monotonic() + SETTLE_SECONDS
         while int(site.sql(f"SELECT count(*) {settled}")[0][0]) < len(load.accepted):
             assert time.monotonic() < until, "the backlog is not settled"
             time.sleep(1)
+        after = processor_seconds(site)
     finally:
         site.ask_all(hosts, f"sudo systemctl start {WORKER}")
     # The first batch is what the clock begins with.
@@ -69,9 +84,12 @@ def test_settlement(site: Site) -> None:
     rate = int(orders) / float(seconds)
     verdict = ledger.check(site, load.accepted, SETTLE_SECONDS)
     assert not verdict.faults, verdict.faults
-    found = {"orders": len(load.accepted), "failed": len(load.failed), "p99_ms": load.quantile_ms(0.99)}
-    print(
-        json.dumps(
-            {**found, "settled_a_second": round(rate), "pgbench": round(inserts), "ratio": round(rate / inserts, 2)}
-        )
-    )
+    found: dict[str, float] = {
+        "orders": len(load.accepted),
+        "failed": len(load.failed),
+        "p99_ms": load.quantile_ms(0.99),
+    }
+    found |= {"settled_a_second": round(rate), "pgbench": round(inserts), "ratio": round(rate / inserts, 2)}
+    used = {unit: 1e6 * (after[unit] - before.get(unit, 0)) / len(load.accepted) for unit in after}
+    most = sorted(used, key=lambda unit: -used[unit])[:12]
+    print(json.dumps({**found, "cpu_us_an_order": {unit: round(used[unit]) for unit in most}}, indent=1))
