@@ -16,9 +16,9 @@ def site() -> sites.Site:
     return sites.load()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def told(site: sites.Site) -> Iterator[list[watch.Message]]:
-    """Return the messages of Alertmanager, which for this test has a receiver and little patience."""
+    """Return the messages of Alertmanager, which for this module's tests has a receiver and little patience."""
     with watch.receiver(site) as (url, messages):
         watch.configure_alertmanager(
             alertmanager_receivers=[{"name": "test", "severities": ["critical", "warning"], "webhook_url": url}],
