@@ -12,8 +12,9 @@ from freehold import playbooks
 from freehold.playbooks import HostRecap
 from tests.support.site import ROOT, Site
 
-MOST_SECONDS = 240
-MOST_TASKS = 90
+# Nine hosts on two cores took 277 s without other work, most of it Python that starts on a host; the spine's six took less than 150.
+MOST_SECONDS = 320
+MOST_TASKS = 88
 
 
 def converge(*arguments: str) -> tuple[dict[str, HostRecap], float, str]:
