@@ -795,14 +795,19 @@ def _boot_command() -> str:
     """Return what becomes the host's systemd.
 
     podman puts a tmpfs over the journal, which is to outlive a power cut; on machines with hybrid cgroups the host gets
-    a view of cgroups that has version 2 alone, as podman inside it needs, and finds its limits of version 1 elsewhere, to read.
+    a view of cgroups that has version 2 alone, as podman inside it needs, and finds its memory and limits of version 1 elsewhere, to read.
     """
     steps = ["umount /var/log/journal"]
     if hybrid_cgroups():
-        for controller in ("cpu", "memory"):
-            there = f"/run/cgroup1/{controller}"
-            steps += [f"mkdir -p {there}", f"mount --bind /sys/fs/cgroup/{controller} {there}"]
-            steps += [f"mount -o remount,bind,ro {there}"]
+        # Were the controller of processors mounted, RabbitMQ would run on as many schedulers as the limit says, and stall.
+        steps += [
+            "mkdir -p /run/cgroup1/cpu /run/cgroup1/memory",
+            "cp /sys/fs/cgroup/cpu/cpu.cfs_*_us /run/cgroup1/cpu",
+        ]
+        steps += [
+            "mount --bind /sys/fs/cgroup/memory /run/cgroup1/memory",
+            "mount -o remount,bind,ro /run/cgroup1/memory",
+        ]
         steps += ["umount -R /sys/fs/cgroup", "mount -t cgroup2 cgroup2 /sys/fs/cgroup"]
     return " && ".join([*steps, "exec /sbin/init"])
 
