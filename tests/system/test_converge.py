@@ -12,8 +12,8 @@ from freehold import playbooks
 from freehold.playbooks import HostRecap
 from tests.support.site import ROOT, Site
 
-# Nine hosts on two cores took 277 s without other work, most of it Python that starts on a host; the spine's six took less than 150.
-MOST_SECONDS = 320
+# Nine hosts on two cores took 277 to 351 s without other work, most of it Python that starts on a host.
+MOST_SECONDS = 420
 MOST_TASKS = 88
 
 
