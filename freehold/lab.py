@@ -799,7 +799,7 @@ def _boot_command() -> str:
     """
     steps = ["umount /var/log/journal"]
     if hybrid_cgroups():
-        # Were the controller of processors mounted, RabbitMQ would run on as many schedulers as the limit says, and stall.
+        # Were the controller of processors mounted, RabbitMQ would run on as many schedulers as the limit says.
         steps += [
             "mkdir -p /run/cgroup1/cpu /run/cgroup1/memory",
             "cp /sys/fs/cgroup/cpu/cpu.cfs_*_us /run/cgroup1/cpu",
