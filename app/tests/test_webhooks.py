@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
@@ -53,6 +54,7 @@ class Receiver:
         self.got: list[Got] = []
         self.statuses: list[int] = []  # of the next answers; then 200
         self.location = ""
+        self.retry_after = ""
         self.hold = threading.Event()  # set: answers at once
         self.hold.set()
         self.endless = False
@@ -68,6 +70,8 @@ class Receiver:
                 self.send_response(receiver.statuses.pop(0) if receiver.statuses else 200)
                 if receiver.location:
                     self.send_header("Location", receiver.location)
+                if receiver.retry_after:
+                    self.send_header("Retry-After", receiver.retry_after)
                 self.end_headers()
                 while receiver.endless:
                     self.wfile.write(b"x" * 1024)
@@ -364,6 +368,33 @@ def test_what_fails_comes_again_later_and_later_under_the_same_id(
     settled(endpoint, ["delivered"])
     assert [attempt["status"] for attempt in endpoint.log()[0]["attempts"]] == [500, 404, 302, 200]
     assert "failing_since" not in endpoint.now()
+
+
+@pytest.mark.parametrize("form", ["seconds", "a date"])
+def test_a_receiver_that_asks_for_time_has_it(
+    customer: Customer, worker: Workers, receiver: Receiver, form: str
+) -> None:
+    endpoint = customer.webhook(receiver.url)
+    receiver.statuses = [429]
+    receiver.retry_after = "2" if form == "seconds" else formatdate(time.time() + 2.9, usegmt=True)
+    order = customer.order()
+    first, second = arrived(receiver, order, 2)
+    assert max(RETRY_SECONDS[0], 1) < second.at - first.at < 2.9 + 4  # by the queue, and not by a look at the database
+    settled(endpoint, ["delivered"])
+    assert [attempt.get("retry_after") in (2, 3) for attempt in endpoint.log()[0]["attempts"]] == [True, False]
+
+
+@pytest.mark.parametrize("asked", ["86400", "99999999999999999999", "-1", "soon", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_a_receiver_that_asks_for_too_much_or_nonsense_hears_within_the_longest_wait(
+    customer: Customer, worker: Workers, receiver: Receiver, asked: str
+) -> None:
+    endpoint = customer.webhook(receiver.url)
+    receiver.statuses = [503]
+    receiver.retry_after = asked
+    order = customer.order()
+    first, second = arrived(receiver, order, 2)
+    assert second.at - first.at < RETRY_SECONDS[-1] + 4
+    settled(endpoint, ["delivered"])
 
 
 def test_the_queues_of_what_waits_are_empty_in_the_end(platform: Platform, worker: Workers) -> None:

@@ -229,8 +229,10 @@ class Deliverer:
             await self._keep_writing(lambda repository: repository.succeed(endpoint_id, due, attempt))
             metrics.WEBHOOK_LAG.observe((datetime.now(UTC) - due.occurred_at).total_seconds())
             return
-        step = min(due.step, RETRY_STEPS - 1)
-        seconds = self._webhooks.retry_seconds[step] * (1 - random.random() * _MOST_LATE)  # noqa: S311
+        waits = self._webhooks.retry_seconds
+        seconds = waits[min(due.step, RETRY_STEPS - 1)] * (1 - random.random() * _MOST_LATE)  # noqa: S311
+        # It may ask for more, and not for so much that it would seem forgotten.
+        seconds = max(seconds, min(attempt.retry_after or 0, waits[-1]))
         why = await self._keep_writing(
             lambda repository: repository.fail(
                 endpoint_id,
@@ -245,7 +247,8 @@ class Deliverer:
             _LOG.warning("The webhook %s is off: %s", endpoint_id, why)
             metrics.WEBHOOKS_OFF.labels(why).inc()
         else:
-            self._queues.wait(endpoint_id, step + 1, seconds)
+            step = next((step for step, longest in enumerate(waits, 1) if seconds <= longest), RETRY_STEPS)
+            self._queues.wait(endpoint_id, step, seconds)
 
     async def _keep_writing(self, change: Callable[[WebhookRepository], Awaitable[T]]) -> T:
         """Write, over connections that break: what is not written down is sent again."""

@@ -94,12 +94,13 @@ class Secret(msgspec.Struct, frozen=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What came of sending an event: the status of the answer, or why there is none."""
+    """What came of sending an event: the status of the answer, or why there is none; and how many seconds it asks to be left alone."""
 
     at: datetime
     seconds: float
     status: int | None = None
     error: str = ""
+    retry_after: int | None = None
 
 
 class Delivery(msgspec.Struct, frozen=True, omit_defaults=True):

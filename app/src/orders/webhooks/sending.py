@@ -1,11 +1,13 @@
 """One attempt: a signed event, to an address that was looked at, with little time and no patience for what comes back."""
 
 import asyncio
+import math
 import ssl
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 import certifi
 import httpx
@@ -41,13 +43,13 @@ class Sender:
     async def send(self, url: str, identifier: str, body: bytes, keys: Sequence[bytes]) -> Attempt:
         """Send an event, and return what came of it; it raises nothing."""
         at, began = datetime.now(UTC), time.monotonic()
-        status, error, outcome = None, "", "delivered"
+        status, retry_after, error, outcome = None, None, "", "delivered"
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):
                 target = await self._targets.vet(url)
-                status = await self._post(target, identifier, body, keys)
+                status, headers = await self._post(target, identifier, body, keys)
             if not is_success(status):
-                outcome = "answered with an error"
+                retry_after, outcome = _retry_after(headers, at), "answered with an error"
         except RefusedTargetError as refused:
             error, outcome = f"The address {refused}.", "refused"
         except (TimeoutError, httpx.TimeoutException):
@@ -59,14 +61,16 @@ class Sender:
         seconds = time.monotonic() - began
         metrics.WEBHOOK_ATTEMPTS.labels(outcome).inc()
         metrics.WEBHOOK_SECONDS.observe(seconds)
-        return Attempt(at, round(seconds, 3), status, _printable(error))
+        return Attempt(at, round(seconds, 3), status, _printable(error), retry_after)
 
     async def close(self) -> None:
         """Give up what is under way."""
         await self._client.aclose()
         self._targets.close()
 
-    async def _post(self, target: Target, identifier: str, body: bytes, keys: Sequence[bytes]) -> int:
+    async def _post(
+        self, target: Target, identifier: str, body: bytes, keys: Sequence[bytes]
+    ) -> tuple[int, httpx.Headers]:
         headers = {
             "Host": target.url.netloc.decode(),
             "Content-Type": "application/json",
@@ -97,13 +101,24 @@ class Sender:
                     await _read_a_little(response)
             finally:
                 await response.aclose()
-            return response.status_code
+            return response.status_code, response.headers
         raise RefusedTargetError("has no address")
 
 
 def is_success(status: int | None) -> bool:
     """Return whether an answer says that the event has arrived."""
     return status is not None and 200 <= status < 300
+
+
+def _retry_after(headers: httpx.Headers, now: datetime) -> int | None:
+    """Return for how many seconds an answer asks to be left alone (RFC 9110, 10.2.3), None where it does not or is not understood."""
+    text = headers.get("retry-after", "")
+    if text.isascii() and text.isdigit():
+        return int(text[:9])
+    try:
+        return max(0, math.ceil((parsedate_to_datetime(text).astimezone(UTC) - now).total_seconds()))
+    except (ValueError, OverflowError):
+        return None
 
 
 async def _read_a_little(response: httpx.Response) -> None:
