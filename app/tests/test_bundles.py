@@ -220,7 +220,7 @@ def test_without_any_broker_all_orders_of_a_bundle_are_refused_in_time(
         answers = [*pool.map(lambda n: bundling.order({"P-00030": 1}, f"{name}-{n}", name).status_code, range(20))]
         took = time.monotonic() - started
     assert answers == [503] * 20
-    assert took < 4, took
+    assert took < 5.8, took
     wait_until(lambda: bundling.metric("orders_lane_ready") == 3, "all lanes", 60)
 
 

@@ -68,7 +68,7 @@ def test_without_any_broker_an_order_is_refused_in_time_and_the_service_is_not_r
         took = time.monotonic() - started
         assert (response.status_code, response.headers["content-type"]) == (503, "application/problem+json")
         assert response.headers["retry-after"] == "1"
-        assert took < 3.3, took
+        assert took < 5.1, took
         assert api.client.get("/v1/products/P-00001").status_code == 200
         wait_until(lambda: not api.ready(), "not ready", 30)
         assert "No lane" in api.client.get("/readyz").json()["detail"]
@@ -100,7 +100,7 @@ def test_brokers_that_block_publishers_are_told_in_time_and_used_again(platform:
         wait_until(lambda: api.order({"P-00010": 1}, f"{name}-blocked").status_code == 503, "blocked", 20)
         started = time.monotonic()
         assert api.order({"P-00010": 1}, f"{name}-blocked").status_code == 503
-        assert time.monotonic() - started < 3.3
+        assert time.monotonic() - started < 5.1
     finally:
         platform.rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "512MB")
     wait_until(lambda: api.order({"P-00010": 1}, f"{name}-blocked").status_code == 202, "unblocked", 20)
