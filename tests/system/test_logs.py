@@ -130,14 +130,20 @@ def test_units_have_few_labels(site: Site) -> None:
 
 
 def test_what_is_written_while_loki_is_away_is_all_there_afterwards(site: Site) -> None:
-    """In every Loki; each of 200,000 lines once, in order, also those of one microsecond."""
+    """In every Loki; each of 200,000 lines once, in order, also those of one microsecond.
+
+    Also where syslog-ng is several files of the journal behind, and a user's process wrote the newest line.
+    """
     host, unit = site.groups["data"][0], f"many-{uuid.uuid4().hex[:4]}"
     limits = "--property=LogRateLimitIntervalSec=1s --property=LogRateLimitBurst=100000000"
     began = time.time_ns()
     try:
         site.ask_all(site.groups["loki"], "sudo systemctl stop loki")
         run = f"sudo systemd-run --quiet --wait --collect --unit={unit} {limits} python3 -c {shlex.quote(WRITE)}"
-        site.ask(host, run, seconds=60)
+        signal = "sudo systemctl kill --kill-whom=main --signal"
+        site.ask(
+            host, f"(sleep 2; {signal}=STOP syslog-ng) & {run}; logger of a user; {signal}=CONT syslog-ng", seconds=60
+        )
     finally:
         site.ask_all(site.groups["loki"], "sudo systemctl start loki")
     written = f'{{host="{host}", unit="{unit}"}} |~ "^line .* of many"'
@@ -151,7 +157,7 @@ def test_what_is_written_while_loki_is_away_is_all_there_afterwards(site: Site) 
         return [] if count == MANY else [f"{keeper}: {count} of {MANY} lines"]
 
     for keeper in site.groups["loki"]:
-        watch.wait_for(partial(missing, keeper), 40, 1)
+        watch.wait_for(partial(missing, keeper), 60, 1)
     # No two have the same time, so that the next page begins after the last line of this one.
     numbers, start = list[str](), began
     while page := lines(site, written + " | line_format `{{ __line__ | substr 5 11 }}`", start=start):
