@@ -12,7 +12,12 @@ from freehold.lab import cache_folder
 from freehold.progress import Phase
 
 # Program or file -> Debian's package, for what each part of the work needs.
-LINT = {"shellcheck": "shellcheck", "ssh": "openssh-client"}
+LINT = {
+    "shellcheck": "shellcheck",
+    "ssh": "openssh-client",
+    "vagrant": "vagrant",
+    "/usr/share/vagrant-plugins/plugins.d/vagrant-libvirt.json": "vagrant-libvirt",
+}
 # Programs of packages that would start a service here: they are taken out of the package, which is not installed.
 UNPACKED = {"promtool": ("prometheus", "usr/bin/promtool")}
 # To make the order service's image and to push it.
