@@ -61,6 +61,14 @@ def test_an_empty_tier_is_refused(inventory: Inventory, tier: str) -> None:
     assert f"groups: {tier} empty or missing" in said
 
 
+def test_an_edge_host_with_a_host_proxy_is_refused(inventory: Inventory) -> None:
+    """Each of both would take the other's configuration away."""
+    inventory.hosts["registry"] = {"hosts": {"edge1": {}, "ops1": {}}}
+    status, said = inventory.judge("--limit", "edge1")
+    assert status
+    assert "groups: edge1 is in edge and in registry" in said
+
+
 def test_two_hosts_with_one_address_are_refused(inventory: Inventory) -> None:
     """The message names the address and both hosts."""
     inventory.hosts["app"]["hosts"]["app2"]["address"] = inventory.hosts["app"]["hosts"]["app1"]["address"]
