@@ -29,6 +29,14 @@ up: ## build or finish the whole system, prove it, and say how to use it
 	started=$$(date +%s.%N) && $(PYTHON) freehold/environment.py && \
 	  FREEHOLD_STARTED=$$started $(FREEHOLD) up --inventory $(INVENTORY)
 
+.PHONY: prepare
+prepare: venv ## have what hosts get from this machine: secrets where none are in a vault, the service's image, programs
+	$(FREEHOLD) prepare --inventory $(INVENTORY)
+
+.PHONY: preflight
+preflight: venv ## say of each host whether it fits the inventory; changes nothing
+	$(FREEHOLD) preflight --inventory $(INVENTORY)
+
 .PHONY: down
 down: venv ## remove this lab: hosts, network, state
 	$(FREEHOLD) down --inventory $(INVENTORY)
@@ -46,7 +54,7 @@ validate: venv ## check an inventory without touching a host
 	$(FREEHOLD) validate --inventory $(INVENTORY)
 
 .PHONY: secrets
-secrets: venv ## add the lab's missing secrets; list those that another inventory's vault needs
+secrets: venv ## add the missing secrets; for an inventory with a vault, print new ones to put there
 	$(FREEHOLD) secrets --inventory $(INVENTORY)
 
 .PHONY: status

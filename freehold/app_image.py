@@ -292,7 +292,7 @@ def _read(path: Path) -> Image:
 
 
 def publish(image: Image, state: Path) -> None:
-    """Tell the lab which image is the newest: its reference in images.json, its archive by a link."""
+    """Tell whose state it is which image is the newest: its reference in images.json, its archive by a link."""
     artifacts = state / "artifacts"
     artifacts.mkdir(parents=True, exist_ok=True)
     link = artifacts / f"{NAME}.new"
@@ -310,9 +310,10 @@ def main() -> int:
     """Run the command and return the process's exit status."""
     parser = argparse.ArgumentParser(prog="python -m freehold.app_image", description=__doc__)
     parser.add_argument("command", choices=["build"])
-    parser.parse_args()
+    parser.add_argument("state", nargs="?", type=Path, default=Lab(lab_name()).state, help="whose; else the lab's")
+    arguments = parser.parse_args()
     image = build()
-    publish(image, Lab(lab_name()).state)
+    publish(image, arguments.state)
     print(image.reference)
     return 0
 

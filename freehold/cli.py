@@ -18,7 +18,7 @@ from freehold.playbooks import InventoryError
 from freehold.prerequisites import MissingPrerequisitesError
 from freehold.progress import CommandError, console, phase
 from freehold.token import TokenError, access_token
-from freehold.up import LAB_INVENTORY, up
+from freehold.up import LAB_INVENTORY, VAGRANT_INVENTORY, prepare, up
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = "orders-worker-1"
@@ -31,6 +31,11 @@ def _say(text: str) -> None:
 
 def _up(arguments: argparse.Namespace) -> int:
     up(arguments.inventory)
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    prepare(arguments.inventory)
     return 0
 
 
@@ -52,20 +57,23 @@ def _converge(arguments: argparse.Namespace) -> int:
 
 
 def _secrets(arguments: argparse.Namespace) -> int:
-    if arguments.inventory == LAB_INVENTORY:
-        file = Lab(lab_name()).state / "secrets.yml"
+    if file := secrets.file(arguments.inventory):
         made = secrets.generate(file)
         _say(f"{file.relative_to(ROOT)}: {', '.join(made) + ' added' if made else 'complete'}")
         return 0
-    _say(f"Set these in inventories/{arguments.inventory}/group_vars/all/vault.yml, by ansible-vault:")
-    for name, roles in specs.secrets().items():
-        _say(f"  {name:<40} {', '.join(roles)}")
+    vault = f"inventories/{arguments.inventory}/group_vars/all/vault.yml"
+    print(f"---\n# Made up now and kept nowhere. What {vault} lacks belongs there, by ansible-vault; keep what it has.")
+    takers = specs.secrets()
+    for name, value in secrets.made_up().items():
+        print(f'{name}: "{value}"  # {", ".join(takers[name])}')
     return 0
 
 
 def _down(arguments: argparse.Namespace) -> int:
     if arguments.inventory != LAB_INVENTORY:
         _say(f"INVENTORY={arguments.inventory}: only a lab is taken down by this; its hosts are yours.")
+        if arguments.inventory == VAGRANT_INVENTORY:
+            _say("Vagrant takes its machines away: cd vagrant && vagrant destroy")
         return 1
     lab = Lab(lab_name())
     with phase(f"down {lab.name}"):
@@ -99,23 +107,12 @@ def other_labs(lab: Lab) -> list[str]:
 def _ssh(arguments: argparse.Namespace) -> int:
     if not arguments.host:
         raise InventoryError("Say which host: make ssh HOST=data1")
-    os.execvp("ssh", _log_ins(arguments.inventory, arguments.host)[arguments.host])  # noqa: S606
-
-
-def _log_ins(inventory: str, hosts: str) -> dict[str, list[str]]:
-    """Return for each host the command that logs in to it, as Ansible does."""
-    names = ("ansible_host", "ansible_user", "ansible_ssh_private_key_file", "ansible_ssh_common_args")
-    commands = {}
-    for name, found in sorted(playbooks.variables(inventory, hosts, *names).items()):
-        host, user, key, options = (found[each] for each in names)
-        login = [*(["-l", user] if user else []), *(["-i", key] if key else [])]
-        commands[name] = ["ssh", *shlex.split(options), *login, host or name]
-    return commands
+    os.execvp("ssh", playbooks.log_ins(arguments.inventory, arguments.host)[arguments.host])  # noqa: S606
 
 
 def _orders(arguments: argparse.Namespace) -> int:
     words = shlex.join(shlex.split(arguments.words))
-    for host, command in _log_ins(arguments.inventory, arguments.host or "app").items():
+    for host, command in playbooks.log_ins(arguments.inventory, arguments.host or "app").items():
         status = subprocess.run(
             [*command, f"sudo podman exec --interactive {WORKER} orders {words}"], check=False
         ).returncode
@@ -161,11 +158,13 @@ def _test(arguments: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "up": ("build or finish the system and prove it", _up),
+    "prepare": ("have all that the hosts get from this machine", _prepare),
+    "preflight": ("say of each host whether it fits the inventory, and change nothing", _play("preflight")),
     "down": ("remove this lab", _down),
     "clean": ("remove this lab and the caches", _clean),
     "validate": ("check an inventory without touching a host", _play("validate")),
     "converge": ("bring all hosts to what the inventory says", _converge),
-    "secrets": ("add the lab's missing secrets, or list those that a vault needs", _secrets),
+    "secrets": ("add missing secrets, or print new ones for a vault", _secrets),
     "status": ("show hosts, versions and who leads what", _status),
     "logs": ("show log lines of all hosts", _logs),
     "token": ("print an access token that may place orders", _token),

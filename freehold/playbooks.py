@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,6 +122,17 @@ def variables(inventory: str, hosts: str, *names: str) -> dict[str, dict[str, An
     asked = json.dumps({"asked_hosts": hosts, "asked_names": names})
     answers = _answers(inventory, hosts, ["ansible-playbook", "-e", asked, "ansible/variables.yml"])
     return {host: answer["msg"] for host, answer in answers.items()}
+
+
+def log_ins(inventory: str, hosts: str) -> dict[str, list[str]]:
+    """Return for each host the command that logs in to it, as Ansible does; the last word is the address."""
+    names = ("ansible_host", "ansible_user", "ansible_ssh_private_key_file", "ansible_ssh_common_args")
+    commands = {}
+    for name, found in sorted(variables(inventory, hosts, *names).items()):
+        host, user, key, options = (found[each] for each in names)
+        login = [*(["-l", user] if user else []), *(["-i", key] if key else [])]
+        commands[name] = ["ssh", *shlex.split(options), *login, host or name]
+    return commands
 
 
 def _answers(inventory: str, hosts: str, command: list[str]) -> dict[str, dict[str, Any]]:

@@ -12,10 +12,25 @@ from freehold.lab import cache_folder
 from freehold.progress import Phase
 
 # Program or file -> Debian's package, for what each part of the work needs.
-LINT = {"shellcheck": "shellcheck", "ssh": "openssh-client"}
+LINT = {
+    "shellcheck": "shellcheck",
+    "ssh": "openssh-client",
+    "vagrant": "vagrant",
+    "/usr/share/vagrant-plugins/plugins.d/vagrant-libvirt.json": "vagrant-libvirt",
+}
 # Programs of packages that would start a service here: they are taken out of the package, which is not installed.
 UNPACKED = {"promtool": ("prometheus", "usr/bin/promtool")}
+# To make the order service's image and to push it.
+IMAGE = {
+    "mmdebstrap": "mmdebstrap",
+    "newuidmap": "uidmap",
+    "skopeo": "skopeo",
+    "ssh": "openssh-client",
+    "xz": "xz-utils",
+    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
+}
 LAB = {
+    **IMAGE,
     "podman": "podman",
     "runc": "runc",
     "/usr/lib/podman/netavark": "netavark",
@@ -23,13 +38,7 @@ LAB = {
     "iptables": "iptables",
     "nft": "nftables",
     "ip": "iproute2",
-    "mmdebstrap": "mmdebstrap",
-    "newuidmap": "uidmap",
-    "skopeo": "skopeo",
     "mkfs.ext4": "e2fsprogs",
-    "ssh": "openssh-client",
-    "xz": "xz-utils",
-    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
 }
 
 

@@ -118,7 +118,11 @@ def lint(current: Phase) -> Result:
         for name in tracked()
         if name.endswith(".sh") or (ROOT / name).open("rb").read(64).startswith((b"#!/bin/sh", b"#!/usr/bin/env bash"))
     ]
-    suites = [path for path in ("tests/lint", "tests/inventory", "tests/docs") if tracked(f"{path}/test_*.py")]
+    suites = [
+        path
+        for path in ("tests/lint", "tests/inventory", "tests/vagrant", "tests/docs")
+        if tracked(f"{path}/test_*.py")
+    ]
     checks = [
         Check("ansible-lint", ["ansible-lint", "--offline", "--nocolor"]),
         Check("mypy", ["mypy", *python]),

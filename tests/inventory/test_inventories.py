@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from freehold import specs
 from tests.inventory.conftest import ROOT, Inventory, run_playbook, variables
 
 INVENTORIES = sorted(path.name for path in (ROOT / "inventories").iterdir())
@@ -20,6 +24,15 @@ def test_inventories_are_accepted(name: str, tmp_path: Path) -> None:
     status, failures = run_playbook("ansible/validate.yml", ROOT / "inventories" / name, "-e", f"@{generated}")
     assert failures == {}
     assert status == 0
+
+
+def test_secrets_for_a_vault_are_all_there_and_no_two_alike() -> None:
+    """What `make secrets` prints can be encrypted as it is, and nobody else has it."""
+    command = [sys.executable, "-m", "freehold", "secrets", "--inventory", "example"]
+    printed = [subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout for _ in range(2)]
+    first, second = (yaml.safe_load(text) for text in printed)
+    assert set(first) == set(specs.secrets())
+    assert len({*first.values(), *second.values()}) == 2 * len(first)
 
 
 def test_an_even_number_of_etcd_hosts_is_refused(inventory: Inventory) -> None:
@@ -46,6 +59,14 @@ def test_an_empty_tier_is_refused(inventory: Inventory, tier: str) -> None:
     status, said = inventory.judge("--limit", "ops1")
     assert status
     assert f"groups: {tier} empty or missing" in said
+
+
+def test_an_edge_host_with_a_host_proxy_is_refused(inventory: Inventory) -> None:
+    """Each of both would take the other's configuration away."""
+    inventory.hosts["registry"] = {"hosts": {"edge1": {}, "ops1": {}}}
+    status, said = inventory.judge("--limit", "edge1")
+    assert status
+    assert "groups: edge1 is in edge and in registry" in said
 
 
 def test_two_hosts_with_one_address_are_refused(inventory: Inventory) -> None:

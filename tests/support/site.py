@@ -12,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from freehold import playbooks
-from freehold.lab import USER, Lab, lab_name
+from freehold import playbooks, secrets
+from freehold.lab import Lab, lab_name
 from freehold.token import request as request_token
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -34,6 +34,8 @@ class Site:
     authority: Path
     issuer: str
     addresses: Mapping[str, str]
+    inventory: str
+    log_ins: Mapping[str, list[str]]
     groups: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -42,8 +44,10 @@ class Site:
         return f"https://{self.vip}"
 
     def secret(self, name: str) -> str:
-        """Return one of the lab's secrets."""
-        return str(yaml.safe_load((self.lab.state / "secrets.yml").read_text(encoding="utf-8"))[name])
+        """Return one of its secrets."""
+        if file := secrets.file(self.inventory):
+            return str(yaml.safe_load(file.read_text(encoding="utf-8"))[name])
+        return str(next(iter(playbooks.variables(self.inventory, "all", name).values()))[name])
 
     def token(self) -> str:
         """Return an access token of a machine that is a customer, valid for five minutes."""
@@ -55,14 +59,8 @@ class Site:
 
     def ask(self, host: str, command: str, stdin: str = "", seconds: float = SSH_SECONDS) -> str:
         """Return what a command printed on a host; raises HostError with its words."""
-        options = (
-            "BatchMode=yes",
-            "ConnectTimeout=3",
-            "StrictHostKeyChecking=yes",
-            f"UserKnownHostsFile={self.lab.known_hosts}",
-        )
-        arguments = [argument for option in options for argument in ("-o", option)]
-        full = ["ssh", "-F", "none", *arguments, "-i", str(self.lab.key), f"{USER}@{self.addresses[host]}", command]
+        ssh, *login = self.log_ins[host]
+        full = [ssh, "-o", "BatchMode=yes", "-o", "ConnectTimeout=3", *login, command]
         try:
             result = subprocess.run(full, input=stdin, capture_output=True, text=True, check=False, timeout=seconds)
         except subprocess.TimeoutExpired as error:
@@ -109,7 +107,7 @@ class Site:
 
 
 def load() -> Site:
-    """Return the lab of FREEHOLD_LAB, or of this checkout."""
+    """Return the system of FREEHOLD_INVENTORY; where that is a lab, it is the one of FREEHOLD_LAB or of this checkout."""
     inventory = os.environ.get("FREEHOLD_INVENTORY", "lab")
     lab = Lab(lab_name())
     names = ("address", "topology_vip", "topology_state_dir", "topology_issuer", "group_names")
@@ -125,5 +123,7 @@ def load() -> Site:
         authority=Path(first["topology_state_dir"]) / "pki" / "ca.crt",
         issuer=first["topology_issuer"],
         addresses={host: values["address"] for host, values in found.items()},
+        inventory=inventory,
+        log_ins=playbooks.log_ins(inventory, "all"),
         groups=groups,
     )

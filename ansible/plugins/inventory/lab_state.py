@@ -1,4 +1,7 @@
-"""The lab's side of its inventory: what was chosen or generated when the lab was made, from `.state/<lab>/`."""
+"""The lab's side of its inventory: what was chosen or generated when the lab was made, from `.state/<lab>/`.
+
+Other inventories of this machine, Vagrant's for one, keep theirs in a folder of that kind, too.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,10 @@ options:
     description: Always C(lab_state).
     required: true
     choices: [lab_state]
+  lab:
+    description: The state folder's name; that of FREEHOLD_LAB, or of this checkout, where it is not given.
+    type: str
+    default: ""
 """
 
 # RFC 5737: addresses that nobody has.
@@ -38,10 +45,10 @@ class InventoryModule(BaseInventoryPlugin):
         return bool(super().verify_file(path)) and path.endswith((".yml", ".yaml"))
 
     def parse(self, inventory: Any, loader: Any, path: str, cache: bool = True) -> None:  # noqa: ANN401
-        """Read the state folder of the lab of FREEHOLD_LAB or of this checkout."""
+        """Read the state folder that is named, or that of the lab of FREEHOLD_LAB or of this checkout."""
         super().parse(inventory, loader, path, cache)
         self._read_config_data(path)
-        lab = Lab(lab_name())
+        lab = Lab(self.get_option("lab") or lab_name())
         variables: dict[str, Any] = {
             "lab_name": lab.name,
             "lab_prefix": lab.description().get("prefix", DOCUMENTATION_PREFIX),
