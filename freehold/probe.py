@@ -153,7 +153,7 @@ def versions() -> dict[str, str]:
 
 def units() -> dict[str, str]:
     """Return the state of each unit that the platform runs here, and of every unit that failed."""
-    patterns = {unit for unit in PARTS.values() if unit} | {"keycloak", "jaeger", "loki"}
+    patterns = {unit for unit in PARTS.values() if unit} | {"keycloak", "jaeger", "loki", "grafana"}
     listed = json.loads(run("systemctl", "list-units", "--type=service", "--all", "--output=json"))
     services = [line["unit"] for line in listed if "@" in line["unit"] and line["unit"].split("@")[0] in networks()]
     return {

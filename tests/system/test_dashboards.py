@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 
+from freehold import artifacts
 from tests.support import ledger, panels, watch
 from tests.support.orders import Load
 from tests.support.site import HostError, Site
@@ -160,3 +161,35 @@ def test_a_run_is_marked_where_it_began(site: Site) -> None:
         return [] if begun else [f"{mark}: {found}"]
 
     watch.wait_for(missing, 10)
+
+
+@pytest.fixture
+def grafana(site: Site) -> str:
+    """Return the first host with Grafana; skips where no source gave the program."""
+    given = site.authority.parents[1] / "artifacts" / artifacts.described()["grafana"].file
+    if not given.exists():
+        pytest.skip(f"{given.name} is not to be had: set FREEHOLD_ARTIFACTS to a folder that has it")
+    return site.groups["grafana"][0]
+
+
+def test_grafana_has_all_dashboards_and_reaches_its_data(site: Site, grafana: str) -> None:
+    """It loads each dashboard, and each data source answers it."""
+    admin = '$(sudo sed -n \'s/^admin_password = "*\\([^"]*\\)"*$/\\1/p\' /etc/grafana/grafana.ini)'
+    curl = f'curl -fsS -m 10 -u "admin:{admin}" http://127.0.0.1:3000/grafana/api'
+    for name, board in BOARDS.items():
+        found = json.loads(site.ask(grafana, f"{curl}/dashboards/uid/freehold-{name}"))
+        assert found["dashboard"]["title"] == board["title"]
+        assert found["meta"]["provisioned"]
+    for source in ("prometheus", "loki", "jaeger"):
+        said = json.loads(site.ask(grafana, f"{curl}/datasources/uid/{source}/health"))
+        assert said["status"] == "OK", said
+
+
+def test_grafana_wants_a_log_in_by_keycloak(site: Site, grafana: str) -> None:
+    """By the edge's address; what it knows is given to nobody else."""
+    context = ssl.create_default_context(cafile=str(site.authority))
+    with httpx.Client(base_url=site.url, verify=context, timeout=10, trust_env=False) as client:
+        assert client.get("/grafana/api/search").status_code == httpx.codes.UNAUTHORIZED, grafana
+        led = client.get("/grafana/login/generic_oauth")
+    assert led.status_code == httpx.codes.FOUND
+    assert led.headers["Location"].startswith(f"{site.issuer}/protocol/openid-connect/auth?")

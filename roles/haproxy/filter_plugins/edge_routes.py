@@ -52,6 +52,7 @@ def edge_backends(services: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "timeout_ms": _timeout(route),
                     "retries": _retries(route),
                     "retry_posts": bool(route.get("retry_posts")),
+                    "sticky": bool(service.get("sticky")),
                     "checked_by": checked_by,
                 }
                 checked_by = checked_by or name
