@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from freehold import playbooks, secrets
+from freehold import artifacts, playbooks, secrets
 from freehold.lab import Lab, lab_name
 from freehold.token import request as request_token
 
@@ -127,3 +127,8 @@ def load() -> Site:
         log_ins=playbooks.log_ins(inventory, "all"),
         groups=groups,
     )
+
+
+def grafana_given(site: Site) -> bool:
+    """Return whether a source gave Grafana's program, without which its role does nothing."""
+    return (site.authority.parents[1] / "artifacts" / artifacts.described()["grafana"].file).exists()

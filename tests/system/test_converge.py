@@ -10,11 +10,13 @@ import pytest
 
 from freehold import playbooks
 from freehold.playbooks import HostRecap
-from tests.support.site import ROOT, Site
+from tests.support.site import ROOT, Site, grafana_given
 
 # Nine hosts on two cores took 277 to 351 s without other work, most of it Python that starts on a host.
 MOST_SECONDS = 420
-MOST_TASKS = 88
+# Of one host: ops2, which has the most roles. Grafana, where its program is given, has some more.
+MOST_TASKS = 91
+GRAFANA_TASKS = 9
 
 
 def converge(*arguments: str) -> tuple[dict[str, HostRecap], float, str]:
@@ -42,6 +44,7 @@ def test_a_second_run_changes_nothing(site: Site, arguments: tuple[str, ...]) ->
     assert set(recap) >= set(site.addresses), tail
     bad = {host: seen for host, seen in recap.items() if seen.changed or seen.failed or seen.unreachable}
     assert not bad, tail
-    assert max(seen.tasks for seen in recap.values()) <= MOST_TASKS, recap
+    most = MOST_TASKS + (GRAFANA_TASKS if grafana_given(site) else 0)
+    assert max(seen.tasks for seen in recap.values()) <= most, recap
     if not arguments:
         assert seconds <= MOST_SECONDS

@@ -15,10 +15,9 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 
-from freehold import artifacts
 from tests.support import ledger, panels, watch
 from tests.support.orders import Load
-from tests.support.site import HostError, Site
+from tests.support.site import HostError, Site, grafana_given
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BOARDS = panels.load()
@@ -166,9 +165,8 @@ def test_a_run_is_marked_where_it_began(site: Site) -> None:
 @pytest.fixture
 def grafana(site: Site) -> str:
     """Return the first host with Grafana; skips where no source gave the program."""
-    given = site.authority.parents[1] / "artifacts" / artifacts.described()["grafana"].file
-    if not given.exists():
-        pytest.skip(f"{given.name} is not to be had: set FREEHOLD_ARTIFACTS to a folder that has it")
+    if not grafana_given(site):
+        pytest.skip("Grafana is not to be had: set FREEHOLD_ARTIFACTS to a folder that has it (docs/observability.md)")
     return site.groups["grafana"][0]
 
 
