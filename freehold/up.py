@@ -57,7 +57,9 @@ class Run:
             return file.parent
         found = next(iter(playbooks.variables(self.inventory, "all", "topology_state_dir").values()))
         if not found["topology_state_dir"]:
-            raise playbooks.InventoryError(f"inventories/{self.inventory}: topology_state_dir names no folder.")
+            raise playbooks.InventoryError(
+                f"inventories/{self.inventory}: topology_state_dir names no folder. Set it in group_vars/all, as inventories/example does."
+            )
         return Path(os.path.normpath(found["topology_state_dir"]))
 
     def log(self, name: str) -> Path:
