@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from typing import Any
 
 from freehold import playbooks
 from tests.support.site import ROOT, Site
@@ -13,7 +12,7 @@ from tests.support.site import ROOT, Site
 TRACES = "sudo find /etc /usr /var/lib/apt /var/lib/dpkg /var/cache/apt -xdev -printf '%p %T@ %C@ %s %m\\n' | sort | sha256sum"
 
 
-def preflight(site: Site, **variables: Any) -> dict[str, str]:  # noqa: ANN401
+def preflight(site: Site, **variables: object) -> dict[str, str]:
     """Return what is told of each host that does not fit; the exit status must agree."""
     env = playbooks.environment(ANSIBLE_STDOUT_CALLBACK="ansible.posix.json", ANSIBLE_LOAD_CALLBACK_PLUGINS="1")
     command = ["ansible-playbook", "-i", f"inventories/{site.inventory}", "-e", json.dumps(variables)]
