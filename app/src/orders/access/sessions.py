@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -40,6 +40,7 @@ MOST_KNOWN = 4096
 EXTENDED_BY = 0.1  # of the idle time must have passed before a session in use is written again
 CHECK_AGAIN_SECONDS = 30  # after a check that failed, or that another replica makes
 MOST_TASKS = 16
+END_SECONDS = 1.0  # that an answer to a log-out waits for the identity provider
 KEEP_ATTEMPTS = 5
 
 _IDENTIFIER = re.compile(rb"[A-Za-z0-9_-]{43}")
@@ -128,9 +129,13 @@ class Sessions:
         if len(self._tasks) >= MOST_TASKS:
             work.close()
             return
+        self._task(work)
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -173,7 +178,9 @@ class Sessions:
             UnavailableError: the store does not answer.
         """
         self._known.pop(cookie, None)
-        if _IDENTIFIER.fullmatch(cookie) and (session := await self._remove(_key(cookie), here_only=here_only)):
+        if _IDENTIFIER.fullmatch(cookie) and (session := await self._remove(_key(cookie))):
+            if not here_only:
+                await self._end_at_provider([session])
             await self._store.write(_list_name(session.subject), ("ZREM", session.key))
 
     async def end_all(self, subject: str) -> None:
@@ -186,23 +193,26 @@ class Sessions:
             del self._known[cookie]
         (keys,) = await self._store.read(_list_name(subject), ("ZRANGE", 0, -1))
         removed = await asyncio.gather(*(self._remove(key.decode()) for key in keys), return_exceptions=True)
+        await self._end_at_provider(outcome for outcome in removed if isinstance(outcome, Session))
         for outcome in removed:
             if isinstance(outcome, BaseException):
                 raise outcome
         if keys:
             await self._store.write(_list_name(subject), ("ZREM", *keys))
 
-    async def _remove(self, key: str, *, here_only: bool = False) -> Session | None:
+    async def _remove(self, key: str) -> Session | None:
         (content,) = await self._store.write(_name(key), ("GETDEL",))
         if content is None:
             return None
-        session = _DECODER.decode(content)
         _LOGGED_OUT.inc()
-        if not here_only:
-            self._begin(self._end_at_provider(session.refresh_token))
-        return session
+        return _DECODER.decode(content)
 
-    async def _end_at_provider(self, refresh_token: str) -> None:
+    async def _end_at_provider(self, sessions: Iterable[Session]) -> None:
+        """Return when the log-ins have ended, so that the next one wants a password; later than a second it is done apart."""
+        if tasks := [self._task(self._end_log_in(session.refresh_token)) for session in sessions]:
+            await asyncio.wait(tasks, timeout=END_SECONDS)
+
+    async def _end_log_in(self, refresh_token: str) -> None:
         try:
             await self._provider.end(refresh_token)
         except UnavailableError:
