@@ -146,11 +146,17 @@ def lint(current: Phase) -> Result:
 
 
 def app(current: Phase) -> Result:
-    """Test the order service on its own Python beside real servers, in a container of the lab's base image."""
+    """Test the order service on its own Python beside real servers, in two containers of the lab's base image.
+
+    Half of the tests each: they wait more than they work.
+    """
     if not tracked("app/tests/**/test_*.py", "app/tests/test_*.py"):
         return Result()
     with lab("app", current) as env:
-        return run_checks([Check("app", ["app/tests/run", "--quiet"], env, is_pytest=True)], current)
+        halves = [
+            Check(f"app {half}", ["app/tests/run", "--quiet", f"--half={half}"], env, is_pytest=True) for half in (1, 2)
+        ]
+        return run_checks(halves, current)
 
 
 def roles(current: Phase, only: str = "") -> Result:

@@ -58,8 +58,15 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing else."""
 
 
+class Server(ThreadingHTTPServer):
+    """A server that prints spans and nothing else."""
+
+    def handle_error(self, *_arguments: object) -> None:
+        """Say nothing of clients that go away."""
+
+
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
+    server = Server(("127.0.0.1", int(sys.argv[1])), Handler)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(sys.argv[2], sys.argv[3])
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)

@@ -42,7 +42,8 @@ class Collector(Process):
 
     def spans(self, trace_id: str = "") -> list[Span]:
         """Return the spans that came, of one trace or of all."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        written = self.log.read_text() if self.log.exists() else ""
+        lines = written[: written.rfind("\n") + 1].splitlines()  # of the last one a part may be there
         return [found for found in map(json.loads, lines) if trace_id in {"", found["trace"]}]
 
     def wait_for(self, trace_id: str, *names: str) -> dict[str, Span]:
