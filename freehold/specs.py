@@ -43,14 +43,14 @@ def read(path: Path) -> Role:
 def secrets() -> dict[str, list[str]]:
     """Return the names of all secrets, each with what takes it.
 
-    Those are the roles' str options with `no_log: true`, and what the services name as theirs.
+    Those are the roles' str options with `no_log: true`, and what the order service names as its own.
     """
     found: dict[str, list[str]] = {}
     for role in roles():
         for name, option in role.options.items():
             if option.get("no_log") and option.get("type") == "str":
                 found.setdefault(name, []).append(role.name)
-        for service in role.defaults.get("services", []):
+        for service in role.defaults.get("topology_order_services", []):
             for name in (*service.get("secrets", []), *service.get("pre_deploy_secrets", [])):
                 found.setdefault(name, []).append(service["name"])
     return dict(sorted(found.items()))

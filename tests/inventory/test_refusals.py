@@ -36,7 +36,7 @@ def _tasks(name: str, role: str, case: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the tasks of one case: what the host says, the role's preflight, what it answered."""
     variables = dict(case.get("vars", {}))
     if change := case.get("change"):
-        services = specs.read(ROOT / "roles/topology").defaults["services"]
+        services = specs.read(ROOT / "roles/topology").defaults["topology_order_services"]
         variables["services"] = [{**services[0], **change}, *services[1:]]
     answer = {"name": name, "ansible.builtin.debug": {"msg": "{{ ansible_failed_result.msg }}"}}
     return [

@@ -35,11 +35,7 @@ description:
     hour, and leaves nothing behind.
 options:
   registry: {description: Address and port of the registry., type: str, required: true}
-  images:
-    description: Images, each with C(name), C(digest) and C(archive).
-    type: list
-    elements: dict
-    required: true
+  images: {description: "The archive of each image, by REPOSITORY@DIGEST.", type: dict, required: true}
   authority: {description: Folder with C(ca.crt) and C(ca.key)., type: path, required: true}
   timeout: {description: Seconds that the push of one image may take., type: int, default: 300}
 """
@@ -126,14 +122,15 @@ def holds_soon(registry: str, folder: str, name: str, digest: str) -> bool:
             time.sleep(0.5)
 
 
-def push(module: AnsibleModule, folder: str, image: dict[str, str]) -> None:
+def push(module: AnsibleModule, folder: str, image: str, archive: str) -> None:
     """Copy the archive to the registry and ask for the digest that it then has."""
-    registry, name, digest = module.params["registry"], image["name"], image["digest"]
+    registry = module.params["registry"]
+    name, _, digest = image.partition("@")
     tag = digest.removeprefix("sha256:")[:12]
     skopeo = module.get_bin_path("skopeo", required=True)
     # The program's own default would be the user's policy file, which a controller need not have.
     command = [skopeo, "--insecure-policy", "copy", "--quiet", "--all", "--preserve-digests", "--dest-cert-dir", folder]
-    command += [f"oci-archive:{image['archive']}", f"docker://{registry}/{name}:{tag}"]
+    command += [f"oci-archive:{archive}", f"docker://{registry}/{name}:{tag}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=module.params["timeout"], check=False)
     except subprocess.TimeoutExpired:
@@ -141,16 +138,14 @@ def push(module: AnsibleModule, folder: str, image: dict[str, str]) -> None:
     if done.returncode != 0:
         module.fail_json(msg=f"{name} was not pushed to {registry}: {done.stderr.strip()}")
     if not holds(registry, folder, name, digest):
-        module.fail_json(
-            msg=f"{image['archive']} is not {name}@{digest}: the registry has another digest after the push"
-        )
+        module.fail_json(msg=f"{archive} is not {image}: the registry has another digest after the push")
 
 
 def main() -> None:
     """Run the module."""
     specification: dict[str, Any] = {
         "registry": {"type": "str", "required": True},
-        "images": {"type": "list", "elements": "dict", "required": True},
+        "images": {"type": "dict", "required": True},
         "authority": {"type": "path", "required": True},
         "timeout": {"type": "int", "default": 300},
     }
@@ -159,22 +154,21 @@ def main() -> None:
         module.fail_json(msg=missing_required_lib("cryptography"))
     pushed = []
     if module.check_mode and not os.path.exists(os.path.join(module.params["authority"], "ca.key")):
-        module.exit_json(
-            changed=True, pushed=[f"{image['name']}@{image['digest']}" for image in module.params["images"]]
-        )
+        module.exit_json(changed=True, pushed=list(module.params["images"]))
     with tempfile.TemporaryDirectory() as folder:
         make_certificate(module.params["authority"], folder)
-        for image in module.params["images"]:
+        for image, archive in module.params["images"].items():
+            name, _, digest = image.partition("@")
             try:
-                present = holds_soon(module.params["registry"], folder, image["name"], image["digest"])
+                present = holds_soon(module.params["registry"], folder, name, digest)
             except (OSError, http.client.HTTPException) as error:
                 if not module.check_mode:
                     module.fail_json(msg=f"the registry at {module.params['registry']} does not answer: {error}")
                 present = False
             if not present:
-                pushed.append(f"{image['name']}@{image['digest']}")
+                pushed.append(image)
                 if not module.check_mode:
-                    push(module, folder, image)
+                    push(module, folder, image, archive)
     module.exit_json(changed=bool(pushed), pushed=pushed)
 
 
