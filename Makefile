@@ -65,6 +65,10 @@ status: venv ## show hosts, versions and who leads what
 logs: venv ## show lines of all hosts: make logs SERVICE=orders-api SINCE=15m TEXT=timeout HOST=app1 LINES=100
 	$(FREEHOLD) logs --inventory $(INVENTORY) --lines "$(LINES)" --host "$(HOST)" --since "$(SINCE)" --text "$(TEXT)" $(SERVICE)
 
+.PHONY: history
+history: venv ## show what each service ran when, and how to go back: make history SERVICE=orders-api
+	$(FREEHOLD) history --inventory $(INVENTORY) $(SERVICE)
+
 .PHONY: token
 token: venv ## print an access token that may place orders, valid for five minutes
 	$(FREEHOLD) token --inventory $(INVENTORY)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from freehold import docs, logs, playbooks, secrets, specs, status, testing
+from freehold import docs, history, logs, playbooks, secrets, specs, status, testing
 from freehold.lab import Lab, LabError, cache_folder, lab_name
 from freehold.playbooks import InventoryError
 from freehold.prerequisites import MissingPrerequisitesError
@@ -126,6 +126,10 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0 if status.show(arguments.inventory) else 1
 
 
+def _history(arguments: argparse.Namespace) -> int:
+    return 0 if history.show(arguments.inventory, arguments.service) else 1
+
+
 def _logs(arguments: argparse.Namespace) -> int:
     wanted = logs.Wanted(arguments.service, arguments.host, arguments.since, arguments.text, arguments.lines)
     if not any((wanted.service, wanted.host, wanted.text)):
@@ -166,6 +170,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "converge": ("bring all hosts to what the inventory says", _converge),
     "secrets": ("add missing secrets, or print new ones for a vault", _secrets),
     "status": ("show hosts, versions and who leads what", _status),
+    "history": ("show what each service ran when", _history),
     "logs": ("show log lines of all hosts", _logs),
     "token": ("print an access token that may place orders", _token),
     "ssh": ("log in to a host", _ssh),
@@ -188,8 +193,9 @@ def main() -> int:
         if name == "orders":
             command.add_argument("words", nargs="?", default="check", help="in one: 'dead-letters list'")
             command.add_argument("--host", default="", help="one of those; else the first that answers")
-        if name == "logs":
+        if name in {"history", "logs"}:
             command.add_argument("service", nargs="?", default="")
+        if name == "logs":
             command.add_argument("--lines", type=int, default=100)
             command.add_argument("--host", default="", help="of this host only")
             command.add_argument("--since", default="1d", help="no older than this, such as 15m")

@@ -124,6 +124,14 @@ def variables(inventory: str, hosts: str, *names: str) -> dict[str, dict[str, An
     return {host: answer["msg"] for host, answer in answers.items()}
 
 
+def answers(inventory: str, hosts: str, name: str) -> dict[str, dict[str, Any]]:
+    """Return what the last task of a playbook answered on each of its hosts, which are these; one that fails says why in `msg`.
+
+    Raises InventoryError where the inventory cannot be read or has no such host.
+    """
+    return _answers(inventory, hosts, ["ansible-playbook", f"ansible/{name}.yml"])
+
+
 def log_ins(inventory: str, hosts: str) -> dict[str, list[str]]:
     """Return for each host the command that logs in to it, as Ansible does; the last word is the address."""
     names = ("ansible_host", "ansible_user", "ansible_ssh_private_key_file", "ansible_ssh_common_args")

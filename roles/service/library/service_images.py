@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Read or write the record of the image that each service runs."""
+"""Read or write the record of the image that each service runs, or list what it ran when."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ description:
   - C(read) returns the recorded image of each service. One without a record has the image that the inventory gives it first.
     Without an etcd that answers, it is the image that this host is configured with.
   - C(written) records the images that are given, and the change in each service's history.
+  - C(listed) returns the histories of all services that were ever recorded.
 options:
-  state: {type: str, choices: [read, written], default: read}
+  state: {type: str, choices: [read, written, listed], default: read}
+  by: {description: Who changes the record., type: str, default: ""}
   services:
-    description: Services, each with C(name) and C(image).
+    description: Services, each with C(name) and C(image); none where they are listed.
     type: list
     elements: dict
-    required: true
+    default: []
   record:
     description: How to reach etcd.
     type: dict
@@ -41,6 +43,10 @@ RETURN = r"""
 images: {description: Image of each service by name., type: dict, returned: always}
 unrecorded: {description: Services that no record names yet., type: list, returned: always}
 reachable: {description: Whether etcd answered., type: bool, returned: always}
+histories:
+  description: Of each service by name the changes, the oldest first, each with C(image), C(before), C(at) and C(by).
+  type: dict
+  returned: where they are listed
 """
 
 QUADLET = "/etc/containers/systemd/freehold/svc-{name}@.container"
@@ -95,23 +101,33 @@ def write(module: AnsibleModule) -> None:
         if module.check_mode:
             changed = any(record.image(name) != image for name, image in images.items())
         else:
-            changed = bool([name for name, image in images.items() if record.write(name, image)])
+            changed = bool([name for name, image in images.items() if record.write(name, image, module.params["by"])])
     except RecordUnreachableError as error:
         module.fail_json(msg=f"the images {images} were not recorded, etcd does not answer: {error}")
     module.exit_json(changed=changed, images=images, unrecorded=[], reachable=True)
 
 
+def list_all(module: AnsibleModule) -> None:
+    """Return what is recorded of each service."""
+    record = Record(module.params["record"])
+    try:
+        images = record.images()
+        histories = {name: record.history(name) for name in images}
+    except RecordUnreachableError as error:
+        module.fail_json(msg=f"what ran when is not known, etcd does not answer: {error}")
+    module.exit_json(changed=False, images=images, histories=histories, unrecorded=[], reachable=True)
+
+
 def main() -> None:
     """Run the module."""
     specification: dict[str, Any] = {
-        "state": {"type": "str", "choices": ["read", "written"], "default": "read"},
-        "services": {"type": "list", "elements": "dict", "required": True},
+        "state": {"type": "str", "choices": ["read", "written", "listed"], "default": "read"},
+        "by": {"type": "str", "default": ""},
+        "services": {"type": "list", "elements": "dict", "default": []},
         "record": ARGUMENTS,
     }
     module = AnsibleModule(argument_spec=specification, supports_check_mode=True)
-    if module.params["state"] == "read":
-        read(module)
-    write(module)
+    {"read": read, "written": write, "listed": list_all}[module.params["state"]](module)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ options:
     suboptions:
       registry: {description: What an image's full name begins with., type: str, required: true}
       record: {description: How to reach etcd., type: dict, required: true}
+      by: {description: Who runs this., type: str, required: true}
       socket: {description: Runtime socket of the host proxy., type: path, required: true}
       ready_seconds: {type: int, required: true}
       announce_seconds: {type: int, required: true}
@@ -136,9 +137,10 @@ class Host:
                 wait_ready(self._units, self._proxy, service, replica, self._ready_seconds)
         self._take_requests()
         if first and self._do(f"recorded {', '.join(service.name for service in first)}"):
-            record = Record(self._module.params["platform"]["record"])
+            platform = self._module.params["platform"]
+            record = Record(platform["record"])
             for service in first:
-                record.write_first(service.name, self._module.params["images"][service.name])
+                record.write_first(service.name, self._module.params["images"][service.name], platform["by"])
 
     def _wanted(self) -> dict[str, tuple[Service, int]]:
         return {service.unit(r): (service, r) for service in self._services for r in range(1, service.replicas + 1)}
@@ -211,6 +213,7 @@ def main() -> None:
             "options": {
                 "registry": {"type": "str", "required": True},
                 "record": ARGUMENTS,
+                "by": {"type": "str", "required": True},
                 "socket": {"type": "path", "required": True},
                 "ready_seconds": {"type": "int", "required": True},
                 "announce_seconds": {"type": "int", "required": True},

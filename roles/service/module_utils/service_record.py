@@ -43,22 +43,35 @@ class Record:
         """Return the image that a service runs, empty where none is recorded."""
         answer = self._call("/v3/kv/range", {"key": _encode(f"{PREFIX}{service}/image")})
         pairs = answer.get("kvs", [])
-        return base64.b64decode(pairs[0]["value"]).decode() if pairs else ""
+        return _decode(pairs[0]["value"]) if pairs else ""
 
-    def write(self, service: str, image: str) -> bool:
+    def history(self, service: str) -> list[dict[str, str]]:
+        """Return each change of a service's image, the oldest first: `image`, the one `before`, when (`at`, UTC) and `by` whom."""
+        entries = [json.loads(value) for value in self._below(f"{PREFIX}{service}/history/").values()]
+        return sorted(entries, key=lambda entry: str(entry["at"]))
+
+    def images(self) -> dict[str, str]:
+        """Return the image of each service that was ever recorded, also of those that are no more."""
+        found = [(key.removeprefix(PREFIX).partition("/"), value) for key, value in self._below(PREFIX).items()]
+        return {name: value for (name, _, rest), value in found if rest == "image"}
+
+    def _below(self, folder: str) -> dict[str, str]:
+        """Return what a folder has, by key; its last character is a slash, whose successor is 0."""
+        answer = self._call("/v3/kv/range", {"key": _encode(folder), "range_end": _encode(folder[:-1] + "0")})
+        return {_decode(pair["key"]): _decode(pair["value"]) for pair in answer.get("kvs", [])}
+
+    def write(self, service: str, image: str, by: str) -> bool:
         """Record an image, and the change in the service's history; say whether it was another before."""
         before = self.image(service)
         if before == image:
             return False
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        entry = json.dumps({"image": image, "before": before, "at": now})
-        self._put_all({f"{PREFIX}{service}/image": image, f"{PREFIX}{service}/history/{now}": entry}, [])
+        self._put_all(_change(service, image, before, by), [])
         return True
 
-    def write_first(self, service: str, image: str) -> None:
+    def write_first(self, service: str, image: str, by: str) -> None:
         """Record the image of a service that has no record; another host's record stands."""
-        key = f"{PREFIX}{service}/image"
-        self._put_all({key: image}, [{"key": _encode(key), "target": "CREATE", "create_revision": "0"}])
+        condition = {"key": _encode(f"{PREFIX}{service}/image"), "target": "CREATE", "create_revision": "0"}
+        self._put_all(_change(service, image, "", by), [condition])
 
     def _put_all(self, values: dict[str, str], conditions: list[dict[str, str]]) -> None:
         puts = [{"request_put": {"key": _encode(key), "value": _encode(value)}} for key, value in values.items()]
@@ -97,5 +110,15 @@ class Record:
         return result
 
 
+def _change(service: str, image: str, before: str, by: str) -> dict[str, str]:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    entry = json.dumps({"image": image, "before": before, "at": now, "by": by})
+    return {f"{PREFIX}{service}/image": image, f"{PREFIX}{service}/history/{now}": entry}
+
+
 def _encode(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
+
+
+def _decode(text: str) -> str:
+    return base64.b64decode(text).decode()
