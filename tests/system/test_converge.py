@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import time
-
 import pytest
 
-from freehold import playbooks
-from freehold.playbooks import HostRecap
-from tests.support.site import ROOT, Site, grafana_given
+from tests.support.deploys import converge
+from tests.support.site import Site, grafana_given
 
 # Nine hosts on two cores took 277 to 351 s without other work, most of it Python that starts on a host.
 MOST_SECONDS = 420
 # Of one host: ops2, which has the most roles. Grafana, where its program is given, has some more.
 MOST_TASKS = 91
 GRAFANA_TASKS = 6
-
-
-def converge(*arguments: str) -> tuple[dict[str, HostRecap], float, str]:
-    """Return each host's recap of site.yml, the seconds that it took, and all that it printed."""
-    inventory = os.environ.get("FREEHOLD_INVENTORY", "lab")
-    start = time.monotonic()
-    printed = subprocess.run(
-        ["ansible-playbook", "-i", f"inventories/{inventory}", *arguments, "ansible/site.yml"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=playbooks.environment(),
-        cwd=ROOT,
-    )
-    found = (playbooks.RECAP.match(line) for line in printed.stdout.splitlines())
-    recap = {match[1]: HostRecap(*(int(number) for number in match.groups()[1:])) for match in found if match}
-    return recap, time.monotonic() - start, printed.stdout + printed.stderr
 
 
 @pytest.mark.parametrize("arguments", [(), ("--check",)], ids=["converge", "check"])
