@@ -175,6 +175,16 @@ def test_figures_are_told_to_ops_hosts_only(site: Site, doors: dict[str, set[str
         assert said == dict.fromkeys(closed, UNREACHED), host
 
 
+def test_alertmanagers_are_one_cluster(site: Site) -> None:
+    """Each knows all others, so that they agree on who tells people."""
+    members = sorted(f"{site.addresses[host]}:9094" for host in site.groups["alertmanager"])
+    for host in site.groups["alertmanager"]:
+        address = f"https://{site.addresses[host]}:9093/api/v2/status"
+        cluster = json.loads(site.ask(site.groups["prometheus"][0], watch.curl("prometheus", address)))["cluster"]
+        assert cluster["status"] == "ready", host
+        assert sorted(peer["address"] for peer in cluster["peers"]) == members, host
+
+
 def otlp(trace: str) -> str:
     """Return one span as OTLP's JSON."""
     now = time.time_ns()
