@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
-import sys
 import time
 
 from freehold.up import order_command
 from tests.support import ledger
+from tests.support.commands import freehold
 from tests.support.site import ROOT, Site, grafana_given
-
-
-def freehold(*words: str, stdin: str = "") -> str:
-    """Return what a command of the Makefile printed; it must succeed."""
-    inventory = os.environ.get("FREEHOLD_INVENTORY", "lab")
-    command = [sys.executable, "-m", "freehold", words[0], "--inventory", inventory, *words[1:]]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_ssh_logs_in_to_the_host_that_is_named(site: Site) -> None:

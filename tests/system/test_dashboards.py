@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import ssl
 import time
@@ -17,7 +16,7 @@ import pytest
 
 from tests.support import ledger, panels, watch
 from tests.support.orders import Load
-from tests.support.site import HostError, Site, grafana_given
+from tests.support.site import Site, grafana_given
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BOARDS = panels.load()
@@ -49,25 +48,6 @@ def read(site: Site) -> None:
     context = ssl.create_default_context(cafile=str(site.authority))
     with httpx.Client(base_url=site.url, verify=context, timeout=10, trust_env=False) as client:
         assert client.get("/v1/products").status_code == httpx.codes.OK
-
-
-def ask(site: Site, expressions: Sequence[str]) -> list[list[dict[str, Any]]]:
-    """Return what Prometheus answers to each, asked in one go; raises HostError for a query that it refuses."""
-    host = site.groups["prometheus"][0]
-    address = f"https://{site.addresses[host]}:9090/api/v1/query"
-    urls = "".join(f'url = "{address}?{urlencode({"query": expression})}"\n' for expression in expressions)
-    identity = watch.curl("prometheus", "").rsplit(" ", 1)[0]
-    printed = site.ask(host, f"{identity} -w '\\n' -K -", urls, seconds=120)
-    answers = [json.loads(line) for line in printed.splitlines()]
-    for expression, answer in zip(expressions, answers, strict=True):
-        if answer["status"] != "success":
-            raise HostError(f"{expression}: {answer}")
-    return [answer["data"]["result"] for answer in answers]
-
-
-def has_figure(series: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether one of them has a value that can be drawn."""
-    return any(not math.isnan(float(one["value"][1])) for one in series)
 
 
 def values(site: Site, choice: panels.Choice, chosen: Mapping[str, str]) -> list[str]:
@@ -109,8 +89,8 @@ def test_every_panel_shows_something(site: Site, name: str) -> None:
     def empty() -> list[str]:
         nonlocal left
         read(site)
-        answers = ask(site, [expression for _, expression in left])
-        left = [asked for asked, series in zip(left, answers, strict=True) if not has_figure(series)]
+        answers = watch.queries(site, [expression for _, expression in left])
+        left = [asked for asked, series in zip(left, answers, strict=True) if not watch.has_figure(series)]
         return [f"{panel}: {expression}" for panel, expression in left]
 
     watch.wait_for(empty, RECORDED_SECONDS, 10)
@@ -121,7 +101,7 @@ def test_every_figure_that_is_known_is_there(site: Site) -> None:
     """The list that the lint tier compares with is not older than the platform."""
 
     def missing() -> list[str]:
-        return [name for name, series in zip(KNOWN, ask(site, KNOWN), strict=True) if not series]
+        return [name for name, series in zip(KNOWN, watch.queries(site, KNOWN), strict=True) if not series]
 
     watch.wait_for(missing, RECORDED_SECONDS, 10)
 
