@@ -56,6 +56,13 @@ def queries(site: Site, expressions: Sequence[str], host: str = "") -> list[list
     return [answer["data"]["result"] for answer in answers]
 
 
+def exemplars(site: Site, expression: str, host: str = "") -> set[str]:
+    """Return the traces that the series of an expression named within the last minutes."""
+    asked = {"query": expression, "start": time.time() - 300, "end": time.time() + 60}
+    found = ask(site, f"query_exemplars?{urlencode(asked)}", host)
+    return {one["labels"]["trace_id"] for series in found for one in series["exemplars"]}
+
+
 def has_figure(series: Sequence[Mapping[str, Any]]) -> bool:
     """Whether one of them has a value that can be drawn."""
     return any(not math.isnan(float(one["value"][1])) for one in series)

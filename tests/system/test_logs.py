@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from tests.support import ledger, traces, watch
+from tests.support import ledger, panels, traces, watch
 from tests.support.logs import ask, lines
 from tests.support.site import HostError, Site
 
@@ -23,6 +23,10 @@ for n in range({MANY}):
     if n % 1000 == 999: time.sleep(0.05)
 """
 SETTLED_SECONDS = 10
+# Two scrapes.
+SCRAPED_SECONDS = 35
+# By panels of the dashboard Orders: of the time of requests, and of that from acceptance to settlement.
+TRACED = panels.traced(panels.load()["orders"])
 
 
 def test_a_line_of_any_host_is_found_within_five_seconds(site: Site) -> None:
@@ -48,7 +52,10 @@ def test_a_line_of_any_host_is_found_within_five_seconds(site: Site) -> None:
 
 
 def test_an_order_is_followed_through_all_hops_by_its_trace(site: Site) -> None:
-    """The edge, the service and the worker each say something of one whose client wants its trace, and Jaeger has it with its SQL."""
+    """The edge, the service and the worker each say something of one whose client wants its trace, Jaeger has it with its SQL.
+
+    Dots on dashboards lead to it: among the times of requests, and among those until orders were settled.
+    """
     ledger.stock_up(site, ["SMOKE-1"])
     trace = traces.place_order(site, "SMOKE-1")
     query = f'{{tier=~"edge|app"}} | json | trace_id="{trace}"'
@@ -60,6 +67,12 @@ def test_an_order_is_followed_through_all_hops_by_its_trace(site: Site) -> None:
     watch.wait_for(missing, SETTLED_SECONDS, 0.5)
 
     watch.wait_for(lambda: traces.unseen(site, trace, site.groups["jaeger"]), SETTLED_SECONDS, 0.5)
+
+    def unnamed() -> list[str]:
+        return [f"no exemplar for {expr}" for expr in TRACED if trace not in watch.exemplars(site, expr)]
+
+    assert len(TRACED) == 2
+    watch.wait_for(unnamed, SCRAPED_SECONDS)
 
 
 def test_lines_of_containers_have_their_own_level_and_fields(site: Site) -> None:
