@@ -3,7 +3,7 @@
 from grafana_foundation_sdk.models.dashboard import Dashboard, Panel
 
 from dashboards import look
-from dashboards.frame import Row, sheet
+from dashboards.frame import Row, deploys, sheet
 from dashboards.look import Query
 
 
@@ -19,6 +19,7 @@ def dashboard() -> Dashboard:
             Row("Hop by hop, from the edge to the database", [times(), fullness(), queues()]),
         ],
         down=[*below, "hosts", "capacity", "monitoring", "logs", "tests"],
+        marks=[deploys()],
     )
 
 

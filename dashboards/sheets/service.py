@@ -3,7 +3,7 @@
 from grafana_foundation_sdk.models.dashboard import Dashboard, Panel
 
 from dashboards import look
-from dashboards.frame import Row, Variable, sheet
+from dashboards.frame import Row, Variable, deploys, sheet
 from dashboards.look import Query
 
 SERVICE = 'service=~"$service"'
@@ -30,6 +30,7 @@ def dashboard() -> Dashboard:
         ],
         VARIABLES,
         ["replicas", "orders", "logs"],
+        marks=[deploys()],
     )
 
 

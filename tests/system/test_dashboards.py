@@ -129,10 +129,20 @@ def test_every_panel_of_logs_shows_something(site: Site, name: str) -> None:
     assert [expr for expr in sorted(exprs) if not lines(site, "query_range", query=expr, limit=1)["result"]] == []
 
 
+def test_replicas_that_started_are_marked(site: Site) -> None:
+    """On every dashboard, each replica of the order service, at a time that has passed, in milliseconds."""
+    asked = {panels.marks(board)["Replicas started"] for board in BOARDS.values()}
+    for series in watch.queries(site, sorted(asked)):
+        found = {(one["metric"]["service"], one["metric"]["instance"]) for one in series}
+        assert found == {(service, host) for service in ("orders-api", "orders-worker") for host in site.groups["app"]}
+        started = [float(one["value"][1]) / 1000 for one in series]
+        assert [at for at in started if not time.time() - 365 * 86400 < at < time.time() + 5] == []
+
+
 @pytest.mark.usefixtures("busy")
 def test_a_run_is_marked_where_it_began(site: Site) -> None:
     """On the dashboard Tests: the line that the load of these tests wrote is found."""
-    (mark,) = panels.marks(BOARDS["tests"], "loki")
+    mark = panels.marks(BOARDS["tests"], "loki")["Runs"]
 
     def missing() -> list[str]:
         found = [stream["stream"] for stream in lines(site, "query_range", query=mark, limit=20)["result"]]
