@@ -98,9 +98,12 @@ def leaders() -> Panel:
         "Valkey cache": 'max by (instance, zone) (redis_instance_info{cluster="cache", role="master"})',
     }
     named = [f'label_replace({expr}, "part", "{part}", "", "")' for part, expr in parts.items()]
+    # A broker gives figures of those queues that it leads.
+    queues = 'max by (queue, instance, zone) (rabbitmq_detailed_queue_messages{queue=~"intake-[0-9]+"})'
+    named.append(f'label_join(label_replace({queues}, "kind", "RabbitMQ", "", ""), "part", " ", "kind", "queue")')
     return look.rows(
         "Who leads what",
-        "Where each part's primary is.",
+        "Where each part's primary is, and each intake queue's leader.",
         Query(" or ".join(named)),
         columns={"part": "Part", "instance": "Host", "zone": "Zone"},
         down="postgresql",
