@@ -81,6 +81,12 @@ def marked_lines(name: str, color: str, expr: str, title: str) -> dashboard.Anno
     return mark.expr(expr).title_format(title).target(asked)
 
 
+def deploys() -> dashboard.AnnotationQuery:
+    """Return marks where deploys ended; ansible/deploy.yml writes them."""
+    lines = '{host=~".+"} |~ "^freehold-deploy " | pattern "freehold-deploy <services> <image>"'
+    return marked_lines("Deploys", "green", lines, "{{services}} {{image}}")
+
+
 def _place(row: Row, y: int, panels: list[models.Panel | models.RowPanel]) -> int:
     """Put a row's panels below those that are there, from left to right, and return where the next row begins."""
     here = models.GridPos(h=1, w=COLUMNS, x=0, y=y)

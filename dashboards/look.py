@@ -81,6 +81,8 @@ class Query:
 
     expr: str
     legend: str = ""
+    # Whether dots on the panel lead to traces: what a rule recorded has none, so it is to read the buckets themselves.
+    traces: bool = False
 
 
 class Shape(Protocol):
@@ -267,7 +269,8 @@ def _asked(query: Query, letter: str) -> prometheus.Dataquery:
 
 
 def _over_time(query: Query, letter: str) -> prometheus.Dataquery:
-    return _asked(query, letter).range()
+    asked = _asked(query, letter).range()
+    return asked.exemplar(exemplar=True) if query.traces else asked
 
 
 def _now(query: Query, letter: str) -> prometheus.Dataquery:

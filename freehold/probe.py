@@ -48,7 +48,8 @@ def run(*command: str, **environment: str) -> str:
 
 def patroni(address: str) -> Any:  # noqa: ANN401
     """Return the cluster as Patroni sees it."""
-    return json.loads(run("curl", "-sS", "-m", "5", "--cacert", f"{PKI}/ca.crt", f"https://{address}:8008/cluster"))
+    files = ("--cacert", f"{PKI}/ca.crt", "--cert", f"{PKI}/patroni.crt", "--key", f"{PKI}/patroni.key")
+    return json.loads(run("curl", "-sS", "-m", "5", *files, f"https://{address}:8008/cluster"))
 
 
 def etcd(endpoints: str) -> Any:  # noqa: ANN401

@@ -23,9 +23,17 @@ Answers = dict[str, dict[str, Any]]
 def show(inventory: str) -> bool:
     """Print the status and return whether every host answered and nothing was seen to be wrong."""
     hosts = playbooks.variables(
-        inventory, "all", "address", "zone", "group_names", "topology_vip", "alertmanager_receivers"
+        inventory,
+        "all",
+        "address",
+        "zone",
+        "group_names",
+        "topology_vip",
+        "topology_state_dir",
+        "alertmanager_receivers",
     )
-    vip = next(iter(hosts.values()))["topology_vip"]
+    first = next(iter(hosts.values()))
+    vip = first["topology_vip"]
     script = f"{PROBE} status {vip} executable=python3"
     said = playbooks.ask(inventory, "all", "ansible.builtin.script", script)
     answers = {host: _read(answer) for host, answer in said.items()}
@@ -34,13 +42,12 @@ def show(inventory: str) -> bool:
     for part, (leader, complaint) in _leaders(hosts, answers, vip).items():
         console.print(f"{part:<22} {leader}", markup=False)
         complaints += [complaint] if complaint else []
-    receivers = [str(receiver["name"]) for receiver in next(iter(hosts.values()))["alertmanager_receivers"] or []]
+    receivers = [str(receiver["name"]) for receiver in first["alertmanager_receivers"] or []]
     firing, complaint = _alerts(answers)
     complaints += [complaint] if complaint else []
     console.print(f"{'alerts that fire':<22} {firing}", markup=False)
     console.print(f"{'who hears of alerts':<22} {', '.join(receivers) or NOBODY}", markup=False)
-    skipped = _skipped()
-    for name, reason in skipped.items():
+    for name, reason in _skipped(first["topology_state_dir"]).items():
         console.print(f"skipped: {name}: {reason}", markup=False)
     complaints += [f"{host}: {answer['problem']}" for host, answer in answers.items() if answer.get("problem")]
     complaints += [
@@ -146,8 +153,10 @@ def _unless_one(what: str, found: list[str]) -> str:
     return "" if len(found) == 1 else f"{what}: {', '.join(found) or 'nobody has it'}"
 
 
-def _skipped() -> dict[str, str]:
-    file = ROOT / "build" / "up.json"
-    if not file.exists():
+def _skipped(state: str) -> dict[str, str]:
+    """Return what an environment came up without, and why; nothing where its folder or the list is not on this machine."""
+    file = Path(state, "artifacts", "skipped.json")
+    if not state or not file.exists():
         return {}
-    return {skip["name"]: skip["reason"] for skip in json.loads(file.read_text())["skipped"]}
+    skipped: dict[str, str] = json.loads(file.read_text())
+    return skipped

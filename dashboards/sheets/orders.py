@@ -138,10 +138,12 @@ def requests() -> Panel:
 def request_seconds() -> Panel:
     return look.lines(
         "Time of a request by route",
-        "99th percentile over five minutes, in the replicas.",
+        "99th percentile over five minutes, in the replicas. Dots are requests that were traced.",
         Query(
-            'histogram_quantile(0.99, route_le:orders_http_request_seconds_bucket:rate5m{route!~"/(livez|readyz|metrics)"})',
+            "histogram_quantile(0.99, sum by (route, le) "
+            '(rate(orders_http_request_seconds_bucket{route!~"/(livez|readyz|metrics)"}[5m])))',
             "{{route}}",
+            traces=True,
         ),
         unit=look.SECONDS,
         limits=look.REQUEST_SECONDS,
@@ -170,8 +172,13 @@ def settled() -> Panel:
 def lag() -> Panel:
     return look.lines(
         "From acceptance to settlement",
-        "Over five minutes.",
-        *_quantiles("le:orders_settlement_lag_seconds_bucket:rate5m"),
+        "Over five minutes. Dots are orders that were traced.",
+        Query("histogram_quantile(0.5, le:orders_settlement_lag_seconds_bucket:rate5m)", "median"),
+        Query(
+            "histogram_quantile(0.99, sum by (le) (rate(orders_settlement_lag_seconds_bucket[5m])))",
+            "99th percentile",
+            traces=True,
+        ),
         unit=look.SECONDS,
         limits=look.SETTLEMENT_SECONDS,
         down="slo",

@@ -3,7 +3,7 @@
 from grafana_foundation_sdk.models.dashboard import Dashboard, Panel
 
 from dashboards import look
-from dashboards.frame import Row, sheet
+from dashboards.frame import Row, deploys, sheet
 from dashboards.look import Query
 
 
@@ -19,6 +19,7 @@ def dashboard() -> Dashboard:
             Row("Hop by hop, from the edge to the database", [times(), fullness(), queues()]),
         ],
         down=[*below, "hosts", "capacity", "monitoring", "logs", "tests"],
+        marks=[deploys()],
     )
 
 
@@ -97,9 +98,12 @@ def leaders() -> Panel:
         "Valkey cache": 'max by (instance, zone) (redis_instance_info{cluster="cache", role="master"})',
     }
     named = [f'label_replace({expr}, "part", "{part}", "", "")' for part, expr in parts.items()]
+    # A broker gives figures of those queues that it leads.
+    queues = 'max by (queue, instance, zone) (rabbitmq_detailed_queue_messages{queue=~"intake-[0-9]+"})'
+    named.append(f'label_join(label_replace({queues}, "kind", "RabbitMQ", "", ""), "part", " ", "kind", "queue")')
     return look.rows(
         "Who leads what",
-        "Where each part's primary is.",
+        "Where each part's primary is, and each intake queue's leader.",
         Query(" or ".join(named)),
         columns={"part": "Part", "instance": "Host", "zone": "Zone"},
         down="postgresql",

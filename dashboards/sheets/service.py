@@ -3,7 +3,7 @@
 from grafana_foundation_sdk.models.dashboard import Dashboard, Panel
 
 from dashboards import look
-from dashboards.frame import Row, Variable, sheet
+from dashboards.frame import Row, Variable, deploys, sheet
 from dashboards.look import Query
 
 SERVICE = 'service=~"$service"'
@@ -30,6 +30,7 @@ def dashboard() -> Dashboard:
         ],
         VARIABLES,
         ["replicas", "orders", "logs"],
+        marks=[deploys()],
     )
 
 
@@ -101,9 +102,12 @@ def queue_seconds() -> Panel:
 
 def ready() -> Panel:
     return look.lines(
-        "Ready replicas by host",
-        "Those that answer their health check. How many there should be: Replicas.",
-        Query(f"sum by (service, instance) (service:replicas_up:count{{{HERE}}})", "{{service}} {{instance}}"),
+        "Replicas by host, desired and ready",
+        "Those that there should be, where they give figures or a role runs them; and those that answer their health check.",
+        Query(
+            f"sum by (service, instance) (service:replicas_desired:count{{{HERE}}})", "{{service}} {{instance}} desired"
+        ),
+        Query(f"sum by (service, instance) (service:replicas_up:count{{{HERE}}})", "{{service}} {{instance}} ready"),
         unit=look.COUNT,
         down="replicas",
     )
@@ -112,9 +116,16 @@ def ready() -> Panel:
 def replicas() -> Panel:
     return look.rows(
         "Replicas by host",
-        "Ready replicas of each host.",
+        "How many there should be on each host, and how many are ready.",
+        Query(f"sum by (service, instance, zone) (service:replicas_desired:count{{{HERE}}})"),
         Query(f"sum by (service, instance, zone) (service:replicas_up:count{{{HERE}}})"),
-        columns={"service": "Service", "instance": "Host", "zone": "Zone", "Value": "Ready"},
+        columns={
+            "service": "Service",
+            "instance": "Host",
+            "zone": "Zone",
+            "Value #A": "Desired",
+            "Value #B": "Ready",
+        },
         limits=look.ONE_IS_GOOD,
         width=8,
         down="replicas",

@@ -7,7 +7,7 @@ from dashboards.frame import Row, marked_lines, sheet
 from dashboards.look import Query
 
 # Whoever makes a run writes such a line on a host: freehold-run NAME begins, freehold-run NAME ends.
-RUNS = '{host=~".+"} |= "freehold-run" | pattern "freehold-run <run> <phase>"'
+RUNS = '{host=~".+"} |~ "^freehold-run " | pattern "freehold-run <run> <phase>"'
 
 
 def dashboard() -> Dashboard:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import http.client
+import json
 import ssl
 import time
+import uuid
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 
 from tests.chaos.conftest import SKUS, WHOLE_SECONDS, Run, report
-from tests.support import health, ledger, watch
+from tests.support import health, ledger, logs, panels, traces, watch
+from tests.support.commands import freehold
 from tests.support.orders import Attempt, Load
 from tests.support.site import Site
 
@@ -26,6 +29,8 @@ ALONE_SECONDS = 0.5
 MOST_SLOW = 5
 MOST_ALONE_SECONDS = 2
 HEARD_SECONDS = 120
+# What was written, or is asked of figures that were just scraped.
+SEEN_SECONDS = 30
 
 
 def cut_power(
@@ -150,23 +155,51 @@ def test_holder_of_the_virtual_address(site: Site) -> None:
     assert time.monotonic() - asked < 1
 
 
+def unlit(site: Site, host: str, token: str) -> list[str]:
+    """Return a complaint for each panel of the overview that one Prometheus alone leaves empty, and for a line that its Loki lacks."""
+    asked = panels.queries(panels.load()["overview"])
+    answers = watch.queries(site, [panels.filled(one.expr, {}) for one in asked], host)
+    said = [
+        f"{one.panel}: {one.expr}" for one, series in zip(asked, answers, strict=True) if not watch.has_figure(series)
+    ]
+    found = logs.lines(site, f'{{tier="data"}} |= "{token}"', host, asker=host)
+    return said + ([] if len(found) == 1 else [f"Loki: {len(found)} lines with {token}"])
+
+
+def uninhibited(site: Site, dead: str, host: str) -> list[str]:
+    """Return a complaint for each alert that follows from a dead host and is not held back, or that there is none yet."""
+    query = urlencode({"filter": f'instance="{dead}"'})
+    address = f"https://{site.addresses[host]}:9093/api/v2/alerts?{query}"
+    alerts = json.loads(site.ask(host, watch.curl("prometheus", address)))
+    held = {(alert["labels"]["alertname"], bool(alert["status"]["inhibitedBy"])) for alert in alerts}
+    free = [f"{name} is not held back" for name, inhibited in held if name != "HostDown" and not inhibited]
+    return free + ([] if ("TargetDown", True) in held else ["no TargetDown is held back yet"])
+
+
 @pytest.mark.usefixtures("shelves")
 def test_ops_host(site: Site, told: list[watch.Message]) -> None:
-    """Orders notice nothing; figures are kept and alerts are told of by the other ops host, where people log in too."""
+    """Orders notice nothing. The other ops host has figures, logs, traces and log-ins, and tells of the dead host, and of that alone."""
     host, other = site.groups["ops"]
 
-    def heard() -> list[str]:
-        alerts = [alert["labels"] for message in told for alert in message["alerts"] if alert["status"] == "firing"]
-        return (
-            [] if {"HostDown"} & {a["alertname"] for a in alerts if a.get("instance") == host} else [f"only {alerts}"]
-        )
+    def heard() -> set[str]:
+        alerts = [alert for message in told for alert in message["alerts"] if alert["status"] == "firing"]
+        return {alert["labels"]["alertname"] for alert in alerts if alert["labels"].get("instance") == host}
+
+    def unheard() -> list[str]:
+        return uninhibited(site, host, other) if "HostDown" in heard() else [f"of {host} only {heard()}"]
 
     def meanwhile() -> None:
-        assert site.token()
-        watch.wait_for(heard, HEARD_SECONDS, 1)
+        token = f"token-{uuid.uuid4().hex}"
+        site.ask(site.groups["data"][-1], f"logger {token}")
+        trace = traces.place_order(site, SKUS[0])
         assert {found["metric"]["instance"] for found in watch.query(site, "up{job='etcd'}", other)} == set(
             site.groups["etcd"]
         )
+        watch.wait_for(lambda: unlit(site, other, token), SEEN_SECONDS)
+        watch.wait_for(lambda: traces.unseen(site, trace, [other]), SEEN_SECONDS)
+        assert f": {token}\n" in freehold("logs", "--text", token, "--since", "5m")
+        watch.wait_for(unheard, HEARD_SECONDS, 1)
+        assert heard() == {"HostDown"}
 
     run = cut_power(site, host, name="ops", dark_seconds=10, meanwhile=meanwhile)
     verdict = count(site, run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.support import deploys, images, ledger
+from tests.support import deploys, images, ledger, logs, panels
 from tests.support.orders import Load
 from tests.support.site import Site
 
@@ -23,7 +23,7 @@ def deploy(image: str, archive: Path) -> None:
 
 
 def test_a_deploy_fails_nothing(site: Site, tmp_path: Path) -> None:
-    """Every order is answered 202 during a deploy and during the way back, and all of them settle once."""
+    """Every order is answered 202 during a deploy and during the way back, all of them settle once, and dashboards show both deploys."""
     ledger.stock_up(site, SKUS)
     first = json.loads((site.lab.state / "images.json").read_text(encoding="utf-8"))["orders"]
     archive = site.lab.state / "artifacts" / "orders.tar"
@@ -43,3 +43,6 @@ def test_a_deploy_fails_nothing(site: Site, tmp_path: Path) -> None:
     found = ledger.outcome(site, load.name)
     assert found.settled == load.accepted
     assert not found.refused
+    mark = panels.marks(panels.load()["overview"], "loki")["Deploys"]
+    marked = [(line.labels["services"], line.labels["image"]) for line in logs.lines(site, mark)]
+    assert marked[-2:] == [(SERVICES, second), (SERVICES, first)]

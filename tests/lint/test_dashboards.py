@@ -113,15 +113,16 @@ def test_units_and_colours_are_of_one_module(name: str) -> None:
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_a_panel_asks_for_what_exists(name: str) -> None:
-    """Every figure of every query is one that the platform gives or a rule records; nothing is made up where there is none."""
+    """Every figure of every query, and of each mark, is one that the platform gives or a rule records; nothing is made up where there is none."""
     board = BOARDS[name]
+    asks = [*panels.queries(board), *(panels.Asked(*mark) for mark in panels.marks(board).items())]
     unknown = {
         asked.panel: sorted(names)
-        for asked in panels.queries(board)
+        for asked in asks
         if (names := panels.figures(asked.expr, KNOWN | RECORDED | MADE) - KNOWN - RECORDED - MADE)
     }
     assert unknown == {}
-    assert [asked.panel for asked in panels.queries(board) if re.search(r"\bvector\s*\(|\babsent", asked.expr)] == []
+    assert [asked.panel for asked in asks if re.search(r"\bvector\s*\(|\babsent", asked.expr)] == []
 
 
 @pytest.mark.parametrize("name", BOARDS)

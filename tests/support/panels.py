@@ -69,9 +69,15 @@ def queries(board: Mapping[str, Any], source: str = "prometheus") -> list[Asked]
     return [Asked(panel["title"], target["expr"]) for panel, target in asked if panel["datasource"]["type"] == source]
 
 
-def marks(board: Mapping[str, Any], source: str) -> list[str]:
-    """Return what a dashboard asks a kind of data source for marks on its panels."""
-    return [mark["expr"] for mark in board["annotations"]["list"] if mark["datasource"]["type"] == source]
+def traced(board: Mapping[str, Any]) -> list[str]:
+    """Return what a dashboard's panels ask Prometheus with traces beside it."""
+    return [target["expr"] for panel in panels(board) for target in panel["targets"] if target.get("exemplar")]
+
+
+def marks(board: Mapping[str, Any], source: str = "prometheus") -> dict[str, str]:
+    """Return what a dashboard asks a kind of data source for marks on its panels, by their names."""
+    found = board["annotations"]["list"]
+    return {mark["name"]: mark["expr"] for mark in found if mark["datasource"]["type"] == source}
 
 
 def choices(board: Mapping[str, Any]) -> list[Choice]:

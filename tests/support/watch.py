@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -39,6 +40,32 @@ def query(site: Site, expression: str, host: str = "") -> list[dict[str, Any]]:
     """Return what a query gives now."""
     found: list[dict[str, Any]] = ask(site, f"query?{urlencode({'query': expression})}", host)["result"]
     return found
+
+
+def queries(site: Site, expressions: Sequence[str], host: str = "") -> list[list[dict[str, Any]]]:
+    """Return what each query gives now, asked in one go; raises HostError for one that is refused."""
+    host = host or site.groups["prometheus"][0]
+    address = f"https://{site.addresses[host]}:9090/api/v1/query"
+    urls = "".join(f'url = "{address}?{urlencode({"query": expression})}"\n' for expression in expressions)
+    identity = curl("prometheus", "").rsplit(" ", 1)[0]
+    printed = site.ask(host, f"{identity} -w '\\n' -K -", urls, seconds=120)
+    answers = [json.loads(line) for line in printed.splitlines()]
+    for expression, answer in zip(expressions, answers, strict=True):
+        if answer["status"] != "success":
+            raise HostError(f"{expression}: {answer}")
+    return [answer["data"]["result"] for answer in answers]
+
+
+def exemplars(site: Site, expression: str, host: str = "") -> set[str]:
+    """Return the traces that the series of an expression named within the last minutes."""
+    asked = {"query": expression, "start": time.time() - 300, "end": time.time() + 60}
+    found = ask(site, f"query_exemplars?{urlencode(asked)}", host)
+    return {one["labels"]["trace_id"] for series in found for one in series["exemplars"]}
+
+
+def has_figure(series: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether one of them has a value that can be drawn."""
+    return any(not math.isnan(float(one["value"][1])) for one in series)
 
 
 def wait_for(what: Callable[[], list[str]], seconds: float, pause: float = 2) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -38,6 +41,8 @@ HEARD_SECONDS = 60
 # A part that starts and is found again, a scrape, an evaluation of each Prometheus, a message.
 CALLED_OFF_SECONDS = 90
 QUIET_SECONDS = 30
+# The second Alertmanager gives the first 15 s to tell people, and then looks whether it has.
+ONCE_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,26 @@ def complaints(site: Site) -> list[str]:
     ]
 
 
+def tell(site: Site, labels: Labels, minutes: int) -> None:
+    """Say to each Alertmanager, as all Prometheus servers do, that an alert fires and when it ends."""
+    ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=minutes)
+    body = json.dumps([{"labels": labels, "endsAt": ends.isoformat()}])
+    for host in site.groups["alertmanager"]:
+        address = f"https://{site.addresses[host]}:9093/api/v2/alerts"
+        post = f"{watch.curl('prometheus', address)} -f -H 'Content-Type: application/json' -d @-"
+        site.ask(site.groups["prometheus"][0], post, body)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def posted(site: Site, told: list[Message]) -> Iterator[tuple[Labels, float]]:
+    """Have an alert of no fault fire from before all faults are made, and return its labels and when it began."""
+    labels = {"alertname": "ToldByATest", "instance": uuid.uuid4().hex, "severity": "warning"}
+    assert not states(told, labels)
+    tell(site, labels, 30)
+    yield labels, time.monotonic()
+    tell(site, labels, 0)
+
+
 @pytest.fixture(scope="module")
 def outcomes(site: Site, told: list[Message]) -> dict[str, Future[Heard]]:
     """Make all faults, mend each as soon as people heard of it, and return what came of each alert."""
@@ -134,6 +159,13 @@ def test_people_hear_of_a_fault_and_of_its_end(outcomes: dict[str, Future[Heard]
     """By the alert that is for it, at a receiver that is no part of the platform."""
     heard = outcomes[alert].result()
     print(f"{alert}: heard after {heard.fault_seconds:.0f} s, called off {heard.end_seconds:.0f} s after it was mended")
+
+
+def test_people_are_told_of_an_alert_once(told: list[Message], posted: tuple[Labels, float]) -> None:
+    """Every Alertmanager has it and this receiver; they agree on who tells."""
+    labels, began = posted
+    time.sleep(max(0.0, ONCE_SECONDS - (time.monotonic() - began)))
+    assert len([message for message in told if states([message], labels)]) == 1
 
 
 @pytest.mark.usefixtures("outcomes")

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
-import sys
 import time
 
 from freehold.up import order_command
 from tests.support import ledger
-from tests.support.site import ROOT, Site
-
-
-def freehold(*words: str, stdin: str = "") -> str:
-    """Return what a command of the Makefile printed; it must succeed."""
-    inventory = os.environ.get("FREEHOLD_INVENTORY", "lab")
-    command = [sys.executable, "-m", "freehold", words[0], "--inventory", inventory, *words[1:]]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+from tests.support.commands import freehold
+from tests.support.site import ROOT, Site, grafana_given
 
 
 def test_ssh_logs_in_to_the_host_that_is_named(site: Site) -> None:
@@ -29,12 +19,14 @@ def test_ssh_logs_in_to_the_host_that_is_named(site: Site) -> None:
     assert freehold("ssh", host, stdin="hostname").splitlines()[-1] == host
 
 
-def test_status_names_every_host_and_who_leads(site: Site) -> None:
-    """One page, from the parts themselves."""
+def test_status_names_every_host_and_who_leads_and_what_is_left_out(site: Site) -> None:
+    """One page, from the parts themselves; of Grafana one line where no source gave its program, and else none."""
     shown = freehold("status")
     assert [host for host in site.addresses if host not in shown] == []
     for part in ("PostgreSQL", "Valkey", "RabbitMQ", "who hears of alerts", site.vip):
         assert part in shown
+    left_out = [line.startswith("skipped: grafana: ") for line in shown.splitlines() if "grafana:" in line]
+    assert left_out == ([] if grafana_given(site) else [True])
 
 
 def test_logs_are_found_by_text_and_host(site: Site) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import shlex
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +15,7 @@ import pytest
 
 from tests.support import ledger, panels, watch
 from tests.support.orders import Load
-from tests.support.site import HostError, Site, grafana_given
+from tests.support.site import Site, grafana_given
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BOARDS = panels.load()
@@ -32,6 +30,9 @@ MOST_SECONDS = 900
 RECORDED_SECONDS = 180
 # A label's values and the lines of logs are those of so long.
 RECENT_SECONDS = 300
+# A lab's labels have some forty values, each for two panels: many more would be a label that grows.
+MOST_QUERIES = 300
+LOKI_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
@@ -49,25 +50,6 @@ def read(site: Site) -> None:
     context = ssl.create_default_context(cafile=str(site.authority))
     with httpx.Client(base_url=site.url, verify=context, timeout=10, trust_env=False) as client:
         assert client.get("/v1/products").status_code == httpx.codes.OK
-
-
-def ask(site: Site, expressions: Sequence[str]) -> list[list[dict[str, Any]]]:
-    """Return what Prometheus answers to each, asked in one go; raises HostError for a query that it refuses."""
-    host = site.groups["prometheus"][0]
-    address = f"https://{site.addresses[host]}:9090/api/v1/query"
-    urls = "".join(f'url = "{address}?{urlencode({"query": expression})}"\n' for expression in expressions)
-    identity = watch.curl("prometheus", "").rsplit(" ", 1)[0]
-    printed = site.ask(host, f"{identity} -w '\\n' -K -", urls, seconds=120)
-    answers = [json.loads(line) for line in printed.splitlines()]
-    for expression, answer in zip(expressions, answers, strict=True):
-        if answer["status"] != "success":
-            raise HostError(f"{expression}: {answer}")
-    return [answer["data"]["result"] for answer in answers]
-
-
-def has_figure(series: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether one of them has a value that can be drawn."""
-    return any(not math.isnan(float(one["value"][1])) for one in series)
 
 
 def values(site: Site, choice: panels.Choice, chosen: Mapping[str, str]) -> list[str]:
@@ -109,8 +91,8 @@ def test_every_panel_shows_something(site: Site, name: str) -> None:
     def empty() -> list[str]:
         nonlocal left
         read(site)
-        answers = ask(site, [expression for _, expression in left])
-        left = [asked for asked, series in zip(left, answers, strict=True) if not has_figure(series)]
+        answers = watch.queries(site, [expression for _, expression in left])
+        left = [asked for asked, series in zip(left, answers, strict=True) if not watch.has_figure(series)]
         return [f"{panel}: {expression}" for panel, expression in left]
 
     watch.wait_for(empty, RECORDED_SECONDS, 10)
@@ -121,41 +103,62 @@ def test_every_figure_that_is_known_is_there(site: Site) -> None:
     """The list that the lint tier compares with is not older than the platform."""
 
     def missing() -> list[str]:
-        return [name for name, series in zip(KNOWN, ask(site, KNOWN), strict=True) if not series]
+        return [name for name, series in zip(KNOWN, watch.queries(site, KNOWN), strict=True) if not series]
 
     watch.wait_for(missing, RECORDED_SECONDS, 10)
 
 
-def lines(site: Site, path: str, **asked: object) -> Any:  # noqa: ANN401
-    """Return what Loki answers on the first host that keeps logs."""
-    address = f"127.0.0.1:3100/loki/api/v1/{path}?{urlencode({**asked, 'start': int(time.time()) - RECENT_SECONDS})}"
-    said = json.loads(site.ask(site.groups["loki"][0], f"curl -sS -m 10 {shlex.quote(address)}"))
-    assert said["status"] == "success", said
-    return said["data"]
+def lines(site: Site, path: str, asks: Sequence[Mapping[str, object]]) -> list[Any]:
+    """Return what Loki answers on the first host that keeps logs to each question, asked in one go."""
+    since = {"start": int(time.time()) - RECENT_SECONDS}
+    address = f"127.0.0.1:3100/loki/api/v1/{path}"
+    urls = "".join(f'url = "{address}?{urlencode({**asked, **since})}"\n' for asked in asks)
+    printed = site.ask(site.groups["loki"][0], "curl -sS -m 10 -w '\\n' -K -", urls, seconds=LOKI_SECONDS)
+    answers = [json.loads(line) for line in printed.splitlines() if line]
+    for asked, answer in zip(asks, answers, strict=True):
+        assert answer["status"] == "success", (asked, answer)
+    return [answer["data"]["result"] for answer in answers]
 
 
 @pytest.mark.usefixtures("busy")
 @pytest.mark.parametrize("name", sorted(OF_LOGS))
 def test_every_panel_of_logs_shows_something(site: Site, name: str) -> None:
-    """Each query, for all lines and for each label of one that was just written, finds some of the last minutes."""
+    """Each query, for all lines and for each value of each label that some of the last minutes have, finds one."""
     choices = panels.choices(BOARDS[name])
+    labels = ", ".join(choice.label for choice in choices)
+    # A minute less than what is looked at, so that none is too old by then.
+    count = f'sum by ({labels}) (count_over_time({{host=~".+"}}[{RECENT_SECONDS - 60}s]))'
+    (recent,) = lines(site, "query", [{"query": count}])
     everything = {"search": "", **{choice.name: choice.every for choice in choices}}
-    recent = lines(site, "query_range", query='{host=~".+", service=~".+"}', limit=1)["result"][0]["stream"]
     chosen = [everything]
     for choice in choices:
-        assert recent[choice.label] in lines(site, f"label/{choice.label}/values")
-        chosen.append({**everything, choice.name: recent[choice.label]})
-    exprs = {panels.filled(asked.expr, one) for one in chosen for asked in panels.queries(BOARDS[name], "loki")}
-    assert [expr for expr in sorted(exprs) if not lines(site, "query_range", query=expr, limit=1)["result"]] == []
+        found = sorted({one["metric"][choice.label] for one in recent if choice.label in one["metric"]})
+        assert found, choice.label
+        chosen += [{**everything, choice.name: value} for value in found]
+    exprs = sorted({panels.filled(asked.expr, one) for one in chosen for asked in panels.queries(BOARDS[name], "loki")})
+    assert len(exprs) <= MOST_QUERIES
+    answers = lines(site, "query_range", [{"query": expr, "limit": 1} for expr in exprs])
+    assert [expr for expr, found in zip(exprs, answers, strict=True) if not found] == []
+
+
+def test_replicas_that_started_are_marked(site: Site) -> None:
+    """On every dashboard, each replica of the order service, at a time that has passed, in milliseconds."""
+    asked = {panels.marks(board)["Replicas started"] for board in BOARDS.values()}
+    for series in watch.queries(site, sorted(asked)):
+        found = {(one["metric"]["service"], one["metric"]["instance"]) for one in series}
+        assert found == {(service, host) for service in ("orders-api", "orders-worker") for host in site.groups["app"]}
+        started = [float(one["value"][1]) / 1000 for one in series]
+        assert [at for at in started if not time.time() - 365 * 86400 < at < time.time() + 5] == []
 
 
 @pytest.mark.usefixtures("busy")
 def test_a_run_is_marked_where_it_began(site: Site) -> None:
     """On the dashboard Tests: the line that the load of these tests wrote is found."""
-    (mark,) = panels.marks(BOARDS["tests"], "loki")
+    mark = panels.marks(BOARDS["tests"], "loki")["Runs"]
 
     def missing() -> list[str]:
-        found = [stream["stream"] for stream in lines(site, "query_range", query=mark, limit=20)["result"]]
+        (streams,) = lines(site, "query_range", [{"query": mark, "limit": 20}])
+        found = [stream["stream"] for stream in streams]
         begun = [one for one in found if one.get("run", "").startswith("dashboards-") and one.get("phase") == "begins"]
         return [] if begun else [f"{mark}: {found}"]
 

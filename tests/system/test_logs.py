@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
-import ssl
 import time
 import uuid
 from functools import partial
-from typing import Any, NamedTuple
-from urllib.parse import urlencode
 
-import httpx
 import pytest
 
-from tests.support import ledger, watch
+from tests.support import ledger, panels, traces, watch
+from tests.support.logs import ask, lines
 from tests.support.site import HostError, Site
 
 MANY = 200_000
-PAGE = 20_000  # as many lines as Loki gives at once
 # Some 20,000 lines a second: the journal keeps up with it.
 WRITE = f"""
 import time
@@ -27,33 +23,10 @@ for n in range({MANY}):
     if n % 1000 == 999: time.sleep(0.05)
 """
 SETTLED_SECONDS = 10
-
-
-class Line(NamedTuple):
-    """One line as Loki has it."""
-
-    nanoseconds: int
-    labels: dict[str, str]
-    text: str
-
-
-def ask(site: Site, keeper: str, path: str, **parameters: str | int) -> list[dict[str, Any]]:
-    """Return what a Loki answers, as a Prometheus server's host may ask."""
-    address = f"https://{site.addresses[keeper]}:3100/loki/api/v1/{path}?{urlencode(parameters)}"
-    command = f"{watch.curl('prometheus', address)} -m 30"
-    said = json.loads(site.ask(site.groups["prometheus"][0], command, seconds=35))
-    found: list[dict[str, Any]] = said["data"]["result"]
-    return found
-
-
-def lines(site: Site, query: str, keeper: str = "", *, start: int = 0) -> list[Line]:
-    """Return the first lines since a time, else of the last hour, as many as one answer has, in their order."""
-    since: dict[str, str | int] = {"start": start} if start else {"since": "1h"}
-    found = ask(
-        site, keeper or site.groups["loki"][0], "query_range", query=query, limit=PAGE, direction="forward", **since
-    )
-    several = [(stream["stream"], value) for stream in found for value in stream["values"]]
-    return sorted((Line(int(time_), labels, text) for labels, (time_, text) in several), key=lambda line: line[0])
+# Two scrapes.
+SCRAPED_SECONDS = 35
+# By panels of the dashboard Orders: of the time of requests, and of that from acceptance to settlement.
+TRACED = panels.traced(panels.load()["orders"])
 
 
 def test_a_line_of_any_host_is_found_within_five_seconds(site: Site) -> None:
@@ -79,19 +52,12 @@ def test_a_line_of_any_host_is_found_within_five_seconds(site: Site) -> None:
 
 
 def test_an_order_is_followed_through_all_hops_by_its_trace(site: Site) -> None:
-    """The edge, the service and the worker each say something of one whose client wants its trace, and Jaeger has it with its SQL."""
-    trace = uuid.uuid4().hex
+    """The edge, the service and the worker each say something of one whose client wants its trace, Jaeger has it with its SQL.
+
+    Dots on dashboards lead to it: among the times of requests, and among those until orders were settled.
+    """
     ledger.stock_up(site, ["SMOKE-1"])
-    context = ssl.create_default_context(cafile=str(site.authority))
-    headers = {
-        "Authorization": f"Bearer {site.token()}",
-        "Idempotency-Key": trace,
-        "traceparent": f"00-{trace}-{trace[:16]}-01",
-    }
-    with httpx.Client(base_url=site.url, headers=headers, verify=context, timeout=10, trust_env=False) as client:
-        answer = client.post("/v1/orders", json={"lines": [{"sku": "SMOKE-1", "quantity": 1}]})
-    assert answer.status_code == httpx.codes.ACCEPTED, answer.text
-    assert answer.headers["Trace-Id"] == trace
+    trace = traces.place_order(site, "SMOKE-1")
     query = f'{{tier=~"edge|app"}} | json | trace_id="{trace}"'
 
     def missing() -> list[str]:
@@ -100,15 +66,13 @@ def test_an_order_is_followed_through_all_hops_by_its_trace(site: Site) -> None:
 
     watch.wait_for(missing, SETTLED_SECONDS, 0.5)
 
-    def unseen() -> list[str]:
-        asked = f"curl -sS -m 5 127.0.0.1:16686/api/traces/{trace}"
-        traces = [one for host in site.groups["jaeger"] for one in json.loads(site.ask(host, asked))["data"] or []]
-        services = {process["serviceName"] for one in traces for process in one["processes"].values()}
-        tags = {tag["key"] for one in traces for span in one["spans"] for tag in span["tags"]}
-        missing = [f"no span of {service}" for service in {"orders-api", "orders-worker"} - services]
-        return missing + [f"no span has {tag}" for tag in {"db.query.text", "messaging.message.id"} - tags]
+    watch.wait_for(lambda: traces.unseen(site, trace, site.groups["jaeger"]), SETTLED_SECONDS, 0.5)
 
-    watch.wait_for(unseen, SETTLED_SECONDS, 0.5)
+    def unnamed() -> list[str]:
+        return [f"no exemplar for {expr}" for expr in TRACED if trace not in watch.exemplars(site, expr)]
+
+    assert len(TRACED) == 2
+    watch.wait_for(unnamed, SCRAPED_SECONDS)
 
 
 def test_lines_of_containers_have_their_own_level_and_fields(site: Site) -> None:

@@ -6,7 +6,9 @@ import json
 import shlex
 import time
 import uuid
+from collections.abc import Iterable
 from functools import partial
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -32,6 +34,11 @@ JOBS = {
     "loki": ["loki"],
 }
 SERVICES = ("orders-api", "orders-worker")
+# What asks for a certificate of the authority, and not whose it is; the firewall lets ops hosts to it, and whoever else it works for.
+UNNAMED = {"etcd", "patroni", "rabbitmq", "rabbitmq_queues", "valkey"}
+# How curl ends where no answer came: refused while the two agreed on TLS, or no way there.
+REFUSED, UNREACHED = "refused by TLS", "not reached"
+ENDS = {"35": REFUSED, "55": REFUSED, "56": REFUSED, "7": UNREACHED, "28": UNREACHED}
 # Two scrapes, for a target that was just there.
 SEEN_SECONDS = 35
 
@@ -110,18 +117,72 @@ def test_what_alerts_ask_for_is_there(site: Site, figure: str) -> None:
     watch.wait_for(lambda: [] if watch.query(site, figure) else [f"{figure}: nothing"], SEEN_SECONDS)
 
 
-def test_only_prometheus_is_told_figures(site: Site) -> None:
-    """Another certificate of the same authority is turned away by the exporter, another host by the firewall."""
-    server, other = site.groups["prometheus"][0], site.groups["app"][0]
-    for host, port in ((other, 9100), (site.groups["edge"][0], 8405), (site.groups["alertmanager"][0], 9093)):
-        address = f"https://{site.addresses[host]}:{port}/metrics"
-        assert "# HELP" in site.ask(server, watch.curl("prometheus", address))
-        for asker in (server, other):
-            try:
-                answer = site.ask(asker, watch.curl("host_proxy", address))
-            except HostError:
-                continue
-            assert "# HELP" not in answer
+@pytest.fixture(scope="module")
+def doors(site: Site) -> dict[str, set[str]]:
+    """Return for each job, or service, the addresses at which Prometheus is told its figures."""
+    found: dict[str, set[str]] = {}
+    for target in watch.ask(site, "targets?state=active")["activeTargets"]:
+        found.setdefault(target["labels"].get("service", target["labels"]["job"]), set()).add(target["scrapeUrl"])
+    return found
+
+
+def knock(site: Site, host: str, addresses: Iterable[str], identity: str = "") -> dict[str, str]:
+    """Return for each address how it answers a host that shows one of its certificates, or none: a status, or why there is none."""
+    asked = "".join(f'url = "{address}"\noutput = /dev/null\n' for address in addresses)
+    shown = f"--cert {watch.PKI}/{identity}.crt --key {watch.PKI}/{identity}.key" if identity else ""
+    written = "-w '%{url} %{http_code} %{exitcode}\\n'"
+    curl = (
+        f"sudo curl -sZ --globoff --connect-timeout 2 -m 12 --cacert {watch.PKI}/ca.crt {shown} {written} -K - || true"
+    )
+    said = [line.split() for line in site.ask(host, curl, asked, seconds=60).splitlines()]
+    return {url: code if code != "000" else ENDS.get(ended, f"curl ended with {ended}") for url, code, ended in said}
+
+
+@pytest.fixture(scope="module")
+def answers(site: Site, doors: dict[str, set[str]]) -> dict[str, dict[str, str]]:
+    """Return how each door of figures answers a Prometheus server's host, by the certificate that it shows."""
+    addresses = sorted({address for found in doors.values() for address in found if "127.0.0.1" not in address})
+    host = site.groups["prometheus"][0]
+    return {identity: knock(site, host, addresses, identity) for identity in ("prometheus", "node_exporter", "")}
+
+
+@pytest.mark.parametrize("job", [*JOBS, *SERVICES])
+def test_only_prometheus_is_told_figures(
+    doors: dict[str, set[str]], answers: dict[str, dict[str, str]], job: str
+) -> None:
+    """Whoever shows no certificate is turned away at each door, and another one of the authority but where the program knows no names."""
+    other = {"200"} if job in UNNAMED else {"403", REFUSED}
+    for address in doors[job]:
+        assert answers["prometheus"][address] == "200", address
+        assert answers["node_exporter"][address] in other, address
+        assert answers[""][address] == REFUSED, address
+
+
+def test_figures_are_told_to_ops_hosts_only(site: Site, doors: dict[str, set[str]]) -> None:
+    """The firewall lets no other tier to a door, with whichever certificate, but where the same port has other work."""
+    ports = {job: {urlsplit(address).netloc for address in found} for job, found in doors.items()}
+    shared = ports["etcd"] | ports["patroni"]
+    every = set().union(*ports.values())
+    wanted = {"edge": every, "app": every - shared, "data": every - shared}
+    for tier, doors_of_others in wanted.items():
+        host = site.groups[tier][0]
+        closed = {
+            f"https://{door}/metrics"
+            for door in doors_of_others
+            if door.partition(":")[0] not in ("127.0.0.1", site.addresses[host])
+        }
+        said = knock(site, host, sorted(closed), "node_exporter")
+        assert said == dict.fromkeys(closed, UNREACHED), host
+
+
+def test_alertmanagers_are_one_cluster(site: Site) -> None:
+    """Each knows all others, so that they agree on who tells people."""
+    members = sorted(f"{site.addresses[host]}:9094" for host in site.groups["alertmanager"])
+    for host in site.groups["alertmanager"]:
+        address = f"https://{site.addresses[host]}:9093/api/v2/status"
+        cluster = json.loads(site.ask(site.groups["prometheus"][0], watch.curl("prometheus", address)))["cluster"]
+        assert cluster["status"] == "ready", host
+        assert sorted(peer["address"] for peer in cluster["peers"]) == members, host
 
 
 def otlp(trace: str) -> str:
