@@ -156,7 +156,7 @@ def _alerts(levels: Levels) -> Iterator[str]:
             yield f"        labels: {{severity: {burn.severity}}}"
             yield "        annotations:"
             yield f'          summary: "Within {WORDS[burn.long]} {said}"'
-            yield f"          dashboard: /d/{DASHBOARD}"
+            yield f'          dashboard: "{{{{ $externalLabels.grafana }}}}/d/{DASHBOARD}"'
             yield f"          runbook: docs/runbooks/{objective.alert}Burns.md"
 
 

@@ -1,4 +1,4 @@
-"""Capacity: what is in use of what there is, and when a disk will be full."""
+"""Capacity: what is in use of what there is, and when a disk or memory will be full."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard, Panel
 
@@ -16,7 +16,7 @@ def dashboard() -> Dashboard:
         "capacity",
         "Use against limit: at 80 % there is an alert. Zone and host choose among hosts and disks; all else is of the whole platform.",
         [
-            Row("Hosts", [processors(), memory()]),
+            Row("Hosts", [processors(), memory(), memory_in_hours(), memory_in_days()]),
             Row("Disks", [disks(), in_hours(), in_days(), growth()]),
             Row("Connections and queues", [edge(), database(), pooler(), queues()]),
             Row("Memory and the rest", [valkey(), rabbitmq(), etcd(), files(), haproxy()]),
@@ -45,6 +45,30 @@ def memory() -> Panel:
         unit=look.RATIO,
         width=12,
         down="hosts",
+    )
+
+
+def memory_in_hours() -> Panel:
+    return look.lines(
+        "Memory left in 4 hours",
+        "If it goes on as in the last hour. Below nothing the memory is full by then.",
+        Query(f"instance:memory_avail_in_4h:bytes{{{HERE}}}", "{{instance}}"),
+        unit=look.BYTES,
+        limits=look.SPACE_LEFT,
+        least=None,
+        width=12,
+    )
+
+
+def memory_in_days() -> Panel:
+    return look.lines(
+        "Memory left in 3 days",
+        "If it goes on as in the last day.",
+        Query(f"instance:memory_avail_in_3d:bytes{{{HERE}}}", "{{instance}}"),
+        unit=look.BYTES,
+        limits=look.SPACE_LEFT,
+        least=None,
+        width=12,
     )
 
 

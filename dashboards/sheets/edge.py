@@ -20,6 +20,7 @@ def dashboard() -> Dashboard:
             Row("Is it well?", [probe(), certificate(), address(), busy(), connections()]),
             Row("Requests", [answers(), failures(), seconds(), bytes_moved()]),
             Row("The way to the app hosts", [servers(), sessions(), queued(), repeated(), refused()]),
+            Row("Certificates of all hosts", [certificates()]),
         ],
         [zones(FIGURES), hosts(FIGURES)],
         ["service", "slo", "hosts"],
@@ -43,6 +44,18 @@ def certificate() -> Panel:
         Query("min(probe_ssl_earliest_cert_expiry) - time()"),
         unit=look.SECONDS,
         limits=look.TIME_LEFT,
+    )
+
+
+def certificates() -> Panel:
+    return look.rows(
+        "Those that end first",
+        "Of the certificates that hosts have for each other, edge hosts or not; 14 days are an alert.",
+        Query("sort(bottomk(10, host_certificate_not_after_timestamp_seconds - time()))"),
+        columns={"instance": "Host", "zone": "Zone", "certificate": "Certificate", "Value": "Ends in"},
+        unit=look.SECONDS,
+        limits=look.TIME_LEFT,
+        width=24,
     )
 
 

@@ -124,8 +124,11 @@ def unit_memory() -> Panel:
 def clock() -> Panel:
     return look.lines(
         "Clock",
-        "How far it is from that of the time servers; 50 ms are an alert.",
-        Query(f"node_timex_offset_seconds{{{NODE}}}", "{{instance}}"),
+        "How far it is from that of the time servers, as chrony says, else the kernel; 50 ms are an alert.",
+        Query(
+            f"host_clock_offset_seconds{{{NODE}}} or on (instance) node_timex_offset_seconds{{{NODE}}}",
+            "{{instance}}",
+        ),
         unit=look.SECONDS,
         least=None,
     )

@@ -150,9 +150,9 @@ def test_rules_and_alerts_ask_for_what_exists() -> None:
     "rule", [rule for rule in panels.rules() if "alert" in rule], ids=lambda rule: str(rule["alert"])
 )
 def test_an_alert_leads_to_a_dashboard(rule: dict[str, Any]) -> None:
-    """By its address, without a base that only Grafana's host knows; a host that it names is one of the dashboard's."""
+    """By its whole address, of which Prometheus knows the beginning; a host that it names is one of the dashboard's."""
     path, _, choice = rule["annotations"]["dashboard"].partition("?")
-    name = path.removeprefix("/d/freehold-")
+    name = path.removeprefix("{{ $externalLabels.grafana }}/d/freehold-")
     assert name in BOARDS
     if choice:
         assert choice == "var-host={{ $labels.instance }}"
