@@ -16,7 +16,7 @@ from tests.support.site import ROOT
 NICE = ("nice", "-n", "10")
 
 
-def run(services: str, image: str, archive: Path | None = None, **variables: object) -> tuple[int, str]:
+def run(services: str, image: str, archive: Path | None = None, /, **variables: object) -> tuple[int, str]:
     """Deploy an image to services, from an archive if there is one; return the playbook's status and all that it printed."""
     given = {"service": services, "image": image, **variables} | ({"archive": str(archive)} if archive else {})
     printed = _play("deploy", *NICE, arguments=("-e", json.dumps(given)))
