@@ -93,6 +93,10 @@ dashboards: venv ## build the dashboards, and of dashboards/slo.yml its rules, a
 test: venv ## all four tiers
 	$(FREEHOLD) test
 
+.PHONY: test-full
+test-full: venv ## all four tiers, and what takes too long to be asked of each change
+	FREEHOLD_FULL=1 $(FREEHOLD) test
+
 .PHONY: test-lint
 test-lint: venv ## what needs no host: linters, types, specs, inventories, documents
 	$(FREEHOLD) test lint

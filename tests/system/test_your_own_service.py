@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import ssl
 import subprocess
@@ -24,6 +25,9 @@ from tests.support import deploys, images, watch
 from tests.support.deploys import converge
 from tests.support.site import ROOT, HostError, Site
 from tests.system.test_observability import has_trace, otlp
+
+# It converges six hosts twice, which takes four minutes each time.
+pytestmark = pytest.mark.skipif(not os.environ.get("FREEHOLD_FULL"), reason="takes ten minutes: make test-full")
 
 # Hosts on which something follows from an entry. Data hosts have nothing of it.
 TOUCHED = "app:edge:registry:prometheus"
