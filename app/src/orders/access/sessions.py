@@ -7,6 +7,7 @@ identity provider anew every few minutes, apart from any request; while that is 
 import asyncio
 import hashlib
 import logging
+import math
 import re
 import secrets
 import time
@@ -122,7 +123,8 @@ class Sessions:
         return session
 
     def _lifetime(self, session: Session, now: float) -> int:
-        return max(1, min(self._browsers.idle_seconds, int(session.ends_at - now)))
+        # Rounded up: the store forgets a session at its end or a moment after, which whoever loads it checks, never before.
+        return max(1, min(self._browsers.idle_seconds, math.ceil(session.ends_at - now)))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something apart from the request, unless there is much to do: then a later request has it done."""
