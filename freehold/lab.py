@@ -36,6 +36,7 @@ START_SECONDS = 60
 HOSTS_CPU_SHARES = 16384
 EXIT_CODES = Path("/run/libpod/exits")
 OLD_IMAGE_DAYS = 7
+KEPT_IMAGES = 3  # of a tier: a change of a role makes another one, of up to a gigabyte
 CAP_SYS_RESOURCE = 24
 
 T = TypeVar("T")
@@ -413,11 +414,13 @@ class Lab:
                 self.describe(images={**self.description().get("images", {}), tier: image})
 
     def _forget_old_images(self, tier: str) -> None:
-        """Remove the tier's images that no host of any lab uses and that nobody made lately."""
+        """Remove the tier's images that no host of any lab uses, but for the newest few that were made lately."""
         listed = json.loads(self.podman("images", "--format", "json", "--filter", f"reference={IMAGES}:{tier}-*"))
         used = set(self.podman("ps", "--all", "--no-trunc", "--format", "{{.ImageID}}").split())
-        for entry in listed:
-            if entry["Id"] not in used and entry["Created"] < time.time() - OLD_IMAGE_DAYS * 86400:
+        listed.sort(key=lambda entry: entry["Created"], reverse=True)
+        for place, entry in enumerate(listed):
+            old = place >= KEPT_IMAGES or entry["Created"] < time.time() - OLD_IMAGE_DAYS * 86400
+            if entry["Id"] not in used and old:
                 self.podman("rmi", *entry["Names"])
 
     # ---- hosts -------------------------------------------------------------------------------------------------
