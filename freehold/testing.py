@@ -26,6 +26,7 @@ from freehold.progress import CommandError, Phase, console, phase
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 LOGS = BUILD / "log"
+COMPLAINT = 300  # characters of what a test that failed says
 LAB_INVENTORY = "lab"
 
 
@@ -36,11 +37,13 @@ class Result:
     passed: int = 0
     failed: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    complaints: list[tuple[str, str]] = field(default_factory=list)  # of tests that failed
 
     def __iadd__(self, other: Result) -> Self:
         """Add the counts of another result."""
         self.passed, self.failed = self.passed + other.passed, self.failed + other.failed
         self.skipped += other.skipped
+        self.complaints += other.complaints
         return self
 
 
@@ -80,11 +83,14 @@ def pytest(name: str, paths: Iterable[str], env: dict[str, str] | None = None) -
 def _read_junit(report: Path, failed: bool) -> Result:
     result = Result()
     for case in ET.parse(report).iter("testcase"):  # noqa: S314  (pytest has just written it)
+        name = f"{case.get('classname')}.{case.get('name')}"
+        complaint = next((found for found in map(case.find, ("failure", "error")) if found is not None), None)
         skip = case.find("skipped")
         if skip is not None:
-            result.skipped.append((f"{case.get('classname')}.{case.get('name')}", skip.get("message", "")))
-        elif case.find("failure") is not None or case.find("error") is not None:
+            result.skipped.append((name, skip.get("message", "")))
+        elif complaint is not None:
             result.failed += 1
+            result.complaints.append((name, complaint.get("message", "")))
         else:
             result.passed += 1
     if failed and not result.failed:
@@ -280,5 +286,8 @@ def run(names: Iterable[str], role: str = "") -> bool:
     console.print("\n".join(["", *lines]), markup=False)
     for name, reason in total.skipped:
         console.print(f"skipped: {name}: {reason}", markup=False)
+    # The last that is printed, and each in a line: of a long output people are shown the end.
+    for name, complaint in total.complaints:
+        console.print(f"failed: {name}: {' '.join(complaint.split())[:COMPLAINT]}", markup=False, soft_wrap=True)
     console.print(f"{total.passed} passed, {total.failed} failed, {len(total.skipped)} skipped", markup=False)
     return not total.failed

@@ -30,8 +30,14 @@ def wait_until_whole(site: Site, seconds: float) -> float:
         if not found:
             return passed
         if passed > seconds:
-            raise AssertionError(f"after {passed:.0f} s:\n" + "\n".join(found))
+            raise AssertionError(f"after {passed:.0f} s:\n" + "\n".join([*found, *_last_words(site)]))
         time.sleep(PAUSE_SECONDS)
+
+
+def _last_words(site: Site) -> list[str]:
+    """Return how Patroni is on each host, and what it said last: of all parts it has the most reasons to be away."""
+    command = "systemctl is-active patroni; sudo journalctl --unit=patroni --no-pager --lines=300 | grep -v 'no action' | tail -n 12"
+    return [f"{host}: {answer}" for host, answer in site.ask_all(site.groups["postgres"], command).items()]
 
 
 def _probe(site: Site, hosts: list[str], *what: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
