@@ -53,6 +53,7 @@ def edge_backends(services: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "retries": _retries(route),
                     "retry_posts": bool(route.get("retry_posts")),
                     "sticky": bool(service.get("sticky")),
+                    "canary": service.get("kind") == "web",
                     "checked_by": checked_by,
                 }
                 checked_by = checked_by or name

@@ -1,7 +1,7 @@
 """Two host proxies as the edge sees them, on the loopback: mTLS, and each does what a request's header asks of it.
 
 `X-Test: app1=503 app2=slow` makes app1 answer 503 and app2 wait longer than an attempt at order intake may last; `empty` closes the connection,
-`stream` says something at once and again after three seconds.
+`stream` says something at once and again after three seconds, and `late` waits a quarter of a second.
 Every other answer is 200. The body is a JSON object that tells what arrived, and how often X-Test-Id arrived until now.
 """
 
@@ -35,6 +35,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if wish == "slow":
             time.sleep(1.5)
+        if wish == "late":
+            time.sleep(0.25)
         headers = {name.lower(): self.headers.get_all(name) for name in self.headers}
         subject = dict(part[0] for part in self.connection.getpeercert()["subject"])
         arrivals = ARRIVALS[self.headers.get("X-Test-Id", "")]
