@@ -61,8 +61,10 @@ def _data(site: Site) -> list[str]:
         return said
     first = next(iter(found.values()))
     names = {address: host for host, address in site.addresses.items()}
-    primary, complaints_of_postgres = _postgres(site, first["patroni"])
-    said += complaints_of_postgres
+    primary = ""
+    for host, answer in found.items():  # each has a view of its own, which may be an old one
+        primary, complaints_of_postgres = _postgres(site, answer["patroni"])
+        said += [f"{complaint}, as {host} sees it" for complaint in complaints_of_postgres]
     said += _etcd(first["etcd"], names, members, primary)
     for cluster in ("sessions", "cache"):
         said += _valkey(cluster, [answer["valkey"][cluster] for answer in found.values()], names)
