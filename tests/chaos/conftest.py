@@ -27,6 +27,7 @@ class Run:
     kind: str
     load: Load
     cut: float = 0.0
+    dark: float = 0.0
     on: float = 0.0
     healed: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)

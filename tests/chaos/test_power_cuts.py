@@ -8,6 +8,7 @@ import ssl
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from urllib.parse import urlencode, urlsplit
 
 import pytest
@@ -60,6 +61,7 @@ def cut_power(
         time.sleep(BEFORE_SECONDS)
         run.cut = time.monotonic()
         site.lab.power_cut(host)
+        run.dark = time.monotonic()
         time.sleep(dark_seconds)
         meanwhile()
         run.on = time.monotonic()
@@ -133,26 +135,26 @@ def test_holder_of_the_virtual_address(site: Site) -> None:
 
     Each order has a connection of its own: one from before ended with the host, which its client is told at once.
     """
-    address = urlsplit(site.url).netloc
-    old = http.client.HTTPSConnection(
-        address, timeout=10, context=ssl.create_default_context(cafile=str(site.authority))
-    )
-    old.request("GET", "/v1/products")
-    assert old.getresponse().read()
-    run = cut_power(site, site.vip_holder(), name="edge", dark_seconds=10, keep_alive=False)
-    verdict = count(site, run)
-    gone, back = run.load.gap_between()
-    run.facts["vip_gap_s"] = round(back - gone, 3)
-    report(run)
-    assert run.facts["vip_gap_s"] <= 2
-    late = [attempt for attempt in run.load.failed if attempt.ended < gone or attempt.intended > back]
-    assert not late, first_failures(late, run.cut)
-    assert verdict.faults == []
-    asked = time.monotonic()
-    old.request("GET", "/v1/products")
-    with pytest.raises(ConnectionError):
-        old.getresponse()
-    assert time.monotonic() - asked < 1
+    context = ssl.create_default_context(cafile=str(site.authority))
+    with closing(http.client.HTTPSConnection(urlsplit(site.url).netloc, timeout=10, context=context)) as old:
+        old.request("GET", "/v1/products")
+        assert old.getresponse().read()
+        run = cut_power(site, site.vip_holder(), name="edge", dark_seconds=10, keep_alive=False)
+        verdict = count(site, run)
+        # From the cut until an order that was sent in the dark: a stall at another time is none of the address.
+        until = min(attempt.ended for attempt in run.load.attempts if attempt.accepted and attempt.intended > run.dark)
+        gone, back = run.load.gap_between(run.cut, until)
+        run.facts["vip_gap_s"] = round(back - gone, 3)
+        report(run)
+        assert run.facts["vip_gap_s"] <= 2
+        late = [attempt for attempt in run.load.failed if attempt.ended < gone or attempt.intended > back]
+        assert not late, first_failures(late, run.cut)
+        assert verdict.faults == []
+        asked = time.monotonic()
+        old.request("GET", "/v1/products")
+        with pytest.raises(ConnectionError):
+            old.getresponse()
+        assert time.monotonic() - asked < 1
 
 
 def unlit(site: Site, host: str, token: str) -> list[str]:

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import math
 import os
 import ssl
 import subprocess
@@ -199,10 +200,14 @@ class Load:
         times = sorted(attempt.seconds for attempt in self.attempts)
         return round(times[min(len(times) - 1, int(share * len(times)))] * 1000, 1)
 
-    def gap_between(self) -> tuple[float, float]:
-        """Return the answers of 202 between which there was none for longest, as times of the monotonic clock."""
+    def gap_between(self, since: float = 0.0, until: float = math.inf) -> tuple[float, float]:
+        """Return the answers of 202 between which there was none for longest, as times of the monotonic clock.
+
+        The gap ends after `since`, and not after `until`.
+        """
         ends = sorted(attempt.ended for attempt in self.attempts if attempt.accepted)
-        return max(itertools.pairwise(ends), key=lambda pair: pair[1] - pair[0], default=(0.0, 0.0))
+        gaps = (pair for pair in itertools.pairwise(ends) if since < pair[1] <= until)
+        return max(gaps, key=lambda pair: pair[1] - pair[0], default=(0.0, 0.0))
 
     def gap(self) -> float:
         """Return the longest time without an answer of 202, in seconds."""
