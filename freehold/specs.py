@@ -29,7 +29,8 @@ def roles() -> list[Role]:
 
 def read(path: Path) -> Role:
     """Return the role in a folder."""
-    main = yaml.safe_load((path / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]
+    entries = yaml.safe_load((path / "meta/argument_specs.yml").read_text())["argument_specs"]
+    main = next(iter(entries.values()))
     defaults = path / "defaults/main.yml"
     return Role(
         name=path.name,
