@@ -58,6 +58,11 @@ NONE_IS_GOOD = steps(GOOD, (1, BAD))
 JUST_ONE = steps(BAD, (1, GOOD), (2, BAD))
 # Above half of what is asked Prometheus is not called blind.
 MOST_ANSWER = steps(BAD, (0.5, WATCH), (1, GOOD))
+# One tenth above its target a metric asks for more replicas.
+TARGET = steps(GOOD, (1.1, WATCH))
+# Hosts read it again after 15 s at the latest.
+RECORD_SECONDS = steps(GOOD, (30, WATCH), (60, BAD))
+FAILED_ROUNDS = steps(GOOD, (1, WATCH), (10, BAD))
 LEADER_CHANGES = steps(GOOD, (2, WATCH), (6, BAD))
 QUEUE = steps(GOOD, (1000, WATCH), (10000, BAD))
 REQUEST_SECONDS = steps(GOOD, (0.05, WATCH), (0.1, BAD))

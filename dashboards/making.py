@@ -11,6 +11,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from dashboards import slo
 from dashboards.sheets import (
+    autoscaling,
     capacity,
     edge,
     etcd,
@@ -41,6 +42,7 @@ SHEETS: tuple[Callable[[], Dashboard], ...] = (
     edge.dashboard,
     service.dashboard,
     replicas.dashboard,
+    autoscaling.dashboard,
     orders.dashboard,
     postgresql.dashboard,
     pgbouncer.dashboard,

@@ -35,6 +35,8 @@ PARTS = {
     "syslog-ng-core": "syslog-ng",
 }
 
+SCALING = ("freehold-autoscaler", "freehold-replicas")
+
 
 def run(*command: str, **environment: str) -> str:
     """Return what a command printed; raises RuntimeError with its words."""
@@ -154,7 +156,7 @@ def versions() -> dict[str, str]:
 
 def units() -> dict[str, str]:
     """Return the state of each unit that the platform runs here, and of every unit that failed."""
-    patterns = {unit for unit in PARTS.values() if unit} | {"keycloak", "jaeger", "loki", "grafana"}
+    patterns = {unit for unit in PARTS.values() if unit} | {"keycloak", "jaeger", "loki", "grafana", *SCALING}
     listed = json.loads(run("systemctl", "list-units", "--type=service", "--all", "--output=json"))
     services = [line["unit"] for line in listed if "@" in line["unit"] and line["unit"].split("@")[0] in networks()]
     return {

@@ -20,7 +20,8 @@ def site() -> sites.Site:
 def told(site: sites.Site) -> Iterator[list[watch.Message]]:
     """Return the messages of Alertmanager, which for this module's tests has a receiver and little patience."""
     with watch.receiver(site) as (url, messages):
-        watch.configure_alertmanager(
+        watch.configure(
+            "alertmanager",
             alertmanager_receivers=[{"name": "test", "severities": ["critical", "warning"], "webhook_url": url}],
             alertmanager_group_wait="1s",
             alertmanager_group_interval="2s",
@@ -28,4 +29,4 @@ def told(site: sites.Site) -> Iterator[list[watch.Message]]:
         try:
             yield messages
         finally:
-            watch.configure_alertmanager()
+            watch.configure("alertmanager")

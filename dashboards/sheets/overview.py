@@ -9,7 +9,8 @@ from dashboards.look import Query
 
 def dashboard() -> Dashboard:
     """Return the dashboard."""
-    below = ["slo", "edge", "service", "replicas", "orders", "postgresql", "pgbouncer", "valkey", "rabbitmq", "etcd"]
+    below = ["slo", "edge", "service", "replicas", "autoscaling", "orders"]
+    stores = ["postgresql", "pgbouncer", "valkey", "rabbitmq", "etcd"]
     return sheet(
         "overview",
         "Is it well? Service levels, alerts, traffic, time and fullness hop by hop, who leads what.",
@@ -18,7 +19,7 @@ def dashboard() -> Dashboard:
             Row("Traffic", [requests(), errors(), seconds(), orders()]),
             Row("Hop by hop, from the edge to the database", [times(), fullness(), queues()]),
         ],
-        down=[*below, "hosts", "capacity", "monitoring", "logs", "tests"],
+        down=[*below, *stores, "hosts", "capacity", "monitoring", "logs", "tests"],
         marks=[deploys()],
     )
 

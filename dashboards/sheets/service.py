@@ -29,7 +29,7 @@ def dashboard() -> Dashboard:
             Row("Containers", [processors(), memory()]),
         ],
         VARIABLES,
-        ["replicas", "orders", "logs"],
+        ["replicas", "autoscaling", "orders", "logs"],
         marks=[deploys()],
     )
 

@@ -19,7 +19,7 @@ NAMES = [f"{role} {number}" for role, cases in CASES.items() for number in range
 HOSTS = {
     "app1": ["host_proxy", "podman", "service"],
     "edge1": ["haproxy", "keepalived"],
-    "ops1": ["registry", "prometheus", "alertmanager", "jaeger", "loki", "grafana"],
+    "ops1": ["registry", "prometheus", "alertmanager", "jaeger", "loki", "grafana", "autoscaler"],
 }
 FACTS = {
     "distribution": "Debian",

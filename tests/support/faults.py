@@ -201,9 +201,9 @@ def workers_stopped(site: Site, _: Places) -> Iterator[Labels]:
 
 @contextmanager
 def api_stopped(site: Site, _: Places) -> Iterator[Labels]:
-    """Stop the order service's API on one app host; the other one takes all requests."""
+    """Stop the order service's API on one app host, and what would start it again; the other one takes all requests."""
     host = site.groups["app"][-1]
-    with stopped(site, [host], "svc-orders-api@1"):
+    with stopped(site, [host], "freehold-replicas svc-orders-api@1"):
         yield {"instance": host}
 
 

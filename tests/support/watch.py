@@ -100,12 +100,15 @@ def receiver(site: Site) -> Iterator[tuple[str, list[Message]]]:
             server.shutdown()
 
 
-def configure_alertmanager(**variables: object) -> None:
-    """Converge the Alertmanagers alone, as site.yml does, with other variables; raises AssertionError with what was printed."""
+def configure(role: str, **variables: object) -> None:
+    """Converge a role alone on the group of its name, as site.yml does, with other variables.
+
+    Raises AssertionError with what was printed.
+    """
     inventory = os.environ.get("FREEHOLD_INVENTORY", "lab")
-    role = ("-m", "ansible.builtin.include_role", "-a", "name=alertmanager")
+    included = ("-m", "ansible.builtin.include_role", "-a", f"name={role}")
     printed = subprocess.run(
-        ["ansible", "alertmanager", "-i", f"inventories/{inventory}", "-b", *role, "-e", json.dumps(variables)],
+        ["ansible", role, "-i", f"inventories/{inventory}", "-b", *included, "-e", json.dumps(variables)],
         capture_output=True,
         text=True,
         check=False,

@@ -18,7 +18,7 @@ from tests.support.site import HostError, Site
 JOBS = {
     "node": ["all"],
     "haproxy": ["edge"],
-    "host_proxy": ["app", "identity", "registry", "jaeger", "loki"],
+    "host_proxy": ["app", "identity", "registry", "jaeger", "loki", "autoscaler"],
     "etcd": ["etcd"],
     "patroni": ["postgres"],
     "rabbitmq": ["rabbitmq"],
@@ -31,6 +31,8 @@ JOBS = {
     "keycloak": ["identity"],
     "registry": ["registry"],
     "jaeger": ["jaeger"],
+    "autoscaler": ["autoscaler"],
+    "replicas": ["app"],
     "loki": ["loki"],
 }
 SERVICES = ("orders-api", "orders-worker")

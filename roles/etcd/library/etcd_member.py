@@ -46,7 +46,7 @@ options:
   may_found: {description: Whether no member at all has data., type: bool, default: false}
   token: {description: Token of a cluster that is founded., type: str}
   root_password: {type: str}
-  users: {description: "Users: C(name), C(password), C(prefix). Others are removed. Empty leaves users alone.", type: list, elements: dict}
+  users: {description: "Users: C(name), C(password), C(prefix), C(access). Others are removed. Empty leaves users alone.", type: list, elements: dict}
 """
 
 RETURN = r"""
@@ -244,7 +244,7 @@ class Member:
         users = set(self._gateway.post(self._name, "/v3/auth/user/list").get("users", []))
         roles = set(self._gateway.post(self._name, "/v3/auth/role/list").get("roles", []))
         for user in self._params["users"]:
-            self._role(user["name"], user["prefix"], known=user["name"] in roles)
+            self._role(user["name"], user["prefix"], user["access"], known=user["name"] in roles)
             self._user(user["name"], user["password"], user["name"], known=user["name"] in users, enabled=enabled)
         wanted = {user["name"] for user in self._params["users"]} | {"root"}
         for name in sorted(users - wanted):
@@ -255,10 +255,10 @@ class Member:
             self._user("root", self._params["root_password"], "root", known="root" in users, enabled=False)
             self._call("turned authentication on", "/v3/auth/enable", {})
 
-    def _role(self, name: str, prefix: str, *, known: bool) -> None:
+    def _role(self, name: str, prefix: str, access: str, *, known: bool) -> None:
         start = prefix.encode()
         key, end = (base64.b64encode(part).decode() for part in (start, start[:-1] + bytes([start[-1] + 1])))
-        permission = {"permType": READ_WRITE, "key": key, "range_end": end}
+        permission = {"key": key, "range_end": end} | ({} if access == "read" else {"permType": READ_WRITE})
         now: list[dict[str, str]] = []
         if known:
             now = self._gateway.post(self._name, "/v3/auth/role/get", {"role": name}).get("perm", [])
@@ -358,6 +358,7 @@ def main() -> None:
                 "options": {
                     "name": {"type": "str", "required": True},
                     "prefix": {"type": "str", "required": True},
+                    "access": {"type": "str", "choices": ["read", "readwrite"], "default": "readwrite"},
                     "password": {"type": "str", "required": True, "no_log": True},
                 },
             },

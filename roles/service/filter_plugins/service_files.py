@@ -65,17 +65,40 @@ def service_files(
                 }
                 for name in names
             ]
-        # systemd keeps a generated instance over a reboot only where a link names it.
+        # systemd keeps a generated instance over a reboot only where a link names it; more than these come and go with the load.
         files += [
             {"link": f"svc-{service['name']}@.container", "dest": f"{unit}@{replica}.container"}
-            for replica in range(1, service["replicas"] + 1)
+            for replica in range(1, service["least"] + 1)
         ]
     return {"files": files, "directories": directories, "purge": purge}
 
 
 def service_memory(services: list[dict[str, Any]]) -> int:
     """Return the MiB that all replicas on a host may take together."""
-    return sum(int(service["memory_mb"]) * int(service["replicas"]) for service in services)
+    return sum(int(service["memory_mb"]) * int(service["most"]) for service in services)
+
+
+def keeper_services(
+    services: list[dict[str, Any]], groups: dict[str, list[str]], network_prefix: str
+) -> list[dict[str, Any]]:
+    """Return what a host must know of its services to have their replicas come and go with the load."""
+    return [
+        {
+            "name": service["name"],
+            "kind": service["kind"],
+            "network": f"{network_prefix}.{service['number']}",
+            "port": int(service["port"]),
+            "health": service["health"],
+            "metrics": service["metrics"],
+            "drain_seconds": int(service["drain_seconds"]),
+            "hosts": sorted(groups[service["hosts"]]),
+            "min": int(service["scaling"]["min"]),
+            "max": int(service["scaling"]["max"]),
+            "asked_often": any(metric.get("query") for metric in service["scaling"]["metrics"]),
+        }
+        for service in services
+        if service["scaling"]
+    ]
 
 
 class FilterModule:
@@ -83,4 +106,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """Return them by name."""
-        return {"service_files": service_files, "service_memory": service_memory}
+        return {"keeper_services": keeper_services, "service_files": service_files, "service_memory": service_memory}

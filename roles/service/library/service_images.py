@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Read or write the record of the image that each service runs, or list what it ran when."""
+"""Read or write the record of what each service runs and how often, or list what it ran when."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ import re
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.service_record import ARGUMENTS, Record, RecordUnreachableError
+from ansible.module_utils.service_host import remembered_replicas
+from ansible.module_utils.service_record import ARGUMENTS, ChangedMeanwhileError, Record, RecordUnreachableError
 
 DOCUMENTATION = r"""
 module: service_images
-short_description: Read or write the record of the image that each service runs
+short_description: Read or write the record of what each service runs and how often
 description:
-  - C(read) returns the recorded image of each service. One without a record has the image that the inventory gives it first.
+  - C(read) returns the recorded image of each service, and its replicas where a playbook or the autoscaler set them. One without a record has the image that the inventory gives it first.
     Without an etcd that answers, it is the image that this host is configured with.
   - C(written) records the images that are given, and the change in each service's history.
   - C(listed) returns the histories of all services that were ever recorded.
+  - C(scaled) records how many replicas over all hosts a service is to have.
 options:
-  state: {type: str, choices: [read, written, listed], default: read}
+  state: {type: str, choices: [read, written, listed, scaled], default: read}
   by: {description: Who changes the record., type: str, default: ""}
   services:
-    description: Services, each with C(name) and C(image); none where they are listed.
+    description: Services, each with C(name), and C(image) or, where they are scaled, C(replicas); none where they are listed.
     type: list
     elements: dict
     default: []
@@ -43,6 +45,10 @@ RETURN = r"""
 images: {description: Image of each service by name., type: dict, returned: always}
 unrecorded: {description: Services that no record names yet., type: list, returned: always}
 reachable: {description: Whether etcd answered., type: bool, returned: always}
+replicas:
+  description: Replicas over all hosts, of each service whose number was ever changed.
+  type: dict
+  returned: where they are read or scaled
 histories:
   description: Of each service by name the changes, the oldest first, each with C(image), C(before), C(at) and C(by).
   type: dict
@@ -67,6 +73,10 @@ def read(module: AnsibleModule) -> None:
     services: list[dict[str, Any]] = module.params["services"]
     record = Record(module.params["record"])
     images, unrecorded, reachable, why = {}, [], True, ""
+    try:
+        replicas = record.replicas()
+    except RecordUnreachableError as error:
+        reachable, why, replicas = False, str(error), remembered_replicas()
     for service in services:
         name = service["name"]
         if reachable:
@@ -90,7 +100,7 @@ def read(module: AnsibleModule) -> None:
             )
     if not reachable:
         module.warn(f"etcd does not answer, so services keep the images that this host has: {why}")
-    module.exit_json(changed=False, images=images, unrecorded=unrecorded, reachable=reachable)
+    module.exit_json(changed=False, images=images, unrecorded=unrecorded, reachable=reachable, replicas=replicas)
 
 
 def write(module: AnsibleModule) -> None:
@@ -107,6 +117,28 @@ def write(module: AnsibleModule) -> None:
     module.exit_json(changed=changed, images=images, unrecorded=[], reachable=True)
 
 
+def scale(module: AnsibleModule) -> None:
+    """Record how many replicas there are to be."""
+    record = Record(module.params["record"])
+    replicas = {service["name"]: int(service["replicas"]) for service in module.params["services"]}
+    try:
+        if module.check_mode:
+            changed = any(record.replicas().get(name) != wanted for name, wanted in replicas.items())
+        else:
+            changed = bool(
+                [
+                    name
+                    for name, wanted in replicas.items()
+                    if record.scale(name, wanted, by=module.params["by"], reason="asked for by hand")
+                ]
+            )
+    except RecordUnreachableError as error:
+        module.fail_json(msg=f"the replicas {replicas} were not recorded, etcd does not answer: {error}")
+    except ChangedMeanwhileError as error:
+        module.fail_json(msg=f"{error}, by the autoscaler or by somebody else; look at what there is now and ask again")
+    module.exit_json(changed=changed, images={}, unrecorded=[], reachable=True, replicas=replicas)
+
+
 def list_all(module: AnsibleModule) -> None:
     """Return what is recorded of each service."""
     record = Record(module.params["record"])
@@ -121,13 +153,13 @@ def list_all(module: AnsibleModule) -> None:
 def main() -> None:
     """Run the module."""
     specification: dict[str, Any] = {
-        "state": {"type": "str", "choices": ["read", "written", "listed"], "default": "read"},
+        "state": {"type": "str", "choices": ["read", "written", "listed", "scaled"], "default": "read"},
         "by": {"type": "str", "default": ""},
         "services": {"type": "list", "elements": "dict", "default": []},
         "record": ARGUMENTS,
     }
     module = AnsibleModule(argument_spec=specification, supports_check_mode=True)
-    {"read": read, "written": write, "listed": list_all}[module.params["state"]](module)
+    {"read": read, "written": write, "listed": list_all, "scaled": scale}[module.params["state"]](module)
 
 
 if __name__ == "__main__":

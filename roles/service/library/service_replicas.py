@@ -7,7 +7,17 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.service_host import FailedError, HostProxy, Service, Units, wait_ready
+from ansible.module_utils.service_host import (
+    FailedError,
+    HostProxy,
+    Service,
+    Units,
+    alone,
+    difference,
+    settle,
+    stop_after_last_request,
+    wait_ready,
+)
 from ansible.module_utils.service_record import ARGUMENTS, Record, RecordUnreachableError
 
 DOCUMENTATION = r"""
@@ -21,10 +31,11 @@ description:
     prepared by its one-off container before its first replica, and recorded when it is ready.
   - C(rolled) replaces those older replicas one by one, and returns when the last is ready. Where a service has a single replica
     on the host, the host first tells the edges to go elsewhere, then finishes its requests.
+  - C(scaled) starts what is missing of these services and stops what is too many, and leaves all others alone.
   - C(prepared) runs the one-off containers.
   - C(pulled) gets the images.
 options:
-  state: {type: str, choices: [retired, running, rolled, prepared, pulled], required: true}
+  state: {type: str, choices: [retired, running, rolled, scaled, prepared, pulled], required: true}
   services:
     description: Services of this host, each with all its keys, and C(gateway), the address of its network's gateway.
     type: list
@@ -54,6 +65,9 @@ RETURN = r"""
 did: {description: What was changed, as words., returned: always, type: list}
 stale: {description: Services whose replicas run with older files., returned: always, type: list}
 """
+
+
+STATES = ["retired", "running", "rolled", "scaled", "prepared", "pulled"]
 
 
 class Host:
@@ -98,6 +112,9 @@ class Host:
             self._pull()
             for service in self._services:
                 self._roll(service)
+        elif state == "scaled":
+            for service in self._services:
+                self._scale(service)
         else:
             self._run()
 
@@ -110,6 +127,15 @@ class Host:
         for image in dict.fromkeys(service.image for service in self._services if service.replicas):
             if not self._units.has_image(image) and self._do(f"pulled {image}"):
                 self._units.pull(image)
+
+    def _scale(self, service: Service) -> None:
+        what = difference(self._units, service)
+        names = [service.unit(replica) for replica in what.missing]
+        done = [f"started {', '.join(names)}"] * bool(names) + [f"stopped {', '.join(what.surplus)}"] * bool(
+            what.surplus
+        )
+        if done and self._do("; ".join(done)):
+            settle(self._units, self._proxy, service, what, self._ready_seconds)
 
     def _prepare(self, services: list[Service]) -> None:
         for service in services:
@@ -153,14 +179,7 @@ class Host:
         wanted = self._wanted()
         surplus = [unit for unit in self._units.alive() if unit not in wanted]
         if surplus and self._do(f"stopped {', '.join(surplus)}"):
-            for service in self._services:
-                if service.is_web:
-                    replicas = [r for r in self._proxy.servers(service) if service.unit(r) in surplus]
-                    for replica in replicas:
-                        self._proxy.drain(service, replica)
-                    self._proxy.wait_idle(service, replicas, service.drain_seconds)
-            self._units.stop(*surplus)
-            self._units.reset(*surplus)
+            stop_after_last_request(self._units, self._proxy, self._services, surplus)
         for name in sorted(self._units.known() - {service.name for service in self._services}):
             if self._do(f"removed what {name} had"):
                 self._units.forget(name)
@@ -202,7 +221,7 @@ class Host:
 def main() -> None:
     """Run the module."""
     specification: dict[str, Any] = {
-        "state": {"type": "str", "choices": ["retired", "running", "rolled", "prepared", "pulled"], "required": True},
+        "state": {"type": "str", "choices": STATES, "required": True},
         "services": {"type": "list", "elements": "dict", "required": True},
         "images": {"type": "dict", "required": True},
         "unrecorded": {"type": "list", "elements": "str", "default": []},
@@ -223,7 +242,8 @@ def main() -> None:
     module = AnsibleModule(argument_spec=specification, supports_check_mode=True)
     host = Host(module)
     try:
-        host.run(module.params["state"])
+        with alone():
+            host.run(module.params["state"])
     except FailedError as error:
         module.fail_json(msg=str(error), did=host.did)
     except RecordUnreachableError as error:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import glob
 import http.client
 import io
+import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 QUADLETS = "/etc/containers/systemd/freehold"
 HOME = "/etc/freehold/services"
 NETWORKS = "/etc/containers/networks"
+# Who starts or stops replicas holds it: a playbook, or this host by itself.
+LOCK = "/run/freehold-replicas.lock"
+LOCK_SECONDS = 120
+# How many replicas services had over all hosts when this host last read the record.
+REMEMBERED = "/var/lib/freehold/replicas.json"
 # The host proxy asks replicas that it knows to be down once a second.
 POLL_SECONDS = 0.2
 HEALTH_TIMEOUT_SECONDS = 2
@@ -25,6 +32,33 @@ HEALTH_TIMEOUT_SECONDS = 2
 
 class FailedError(Exception):
     """What went wrong, in words for the operator."""
+
+
+def remembered_replicas() -> dict[str, int]:
+    """Return how many replicas services had over all hosts when this host last read the record; none where it never did."""
+    if not os.path.exists(REMEMBERED):
+        return {}
+    with open(REMEMBERED, encoding="utf-8") as file:
+        counts: dict[str, int] = json.load(file)
+    return counts
+
+
+@contextmanager
+def alone(seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Keep others from starting and stopping replicas meanwhile; raise FailedError where they take longer than that."""
+    give_up = time.monotonic() + seconds
+    with open(LOCK, "w", encoding="ascii") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    raise FailedError(
+                        f"replicas are being changed for more than {seconds:.0f} s: {LOCK} is held"
+                    ) from None
+                time.sleep(POLL_SECONDS)
+        yield
 
 
 @dataclass(frozen=True)
@@ -102,6 +136,15 @@ class Units:
         """Return the units of replicas that run or that systemd will start again."""
         return [unit["Id"] for unit in self._replicas() if unit["ActiveState"] not in {"inactive", "failed"}]
 
+    def alive_of(self, service: Service) -> list[int]:
+        """Return which replicas of a service run, or will be started again."""
+        prefix, suffix = service.unit(0).split("0")
+        return [
+            int(unit.removeprefix(prefix).removesuffix(suffix))
+            for unit in self.alive()
+            if unit.startswith(prefix) and unit.endswith(suffix)
+        ]
+
     def known(self) -> set[str]:
         """Return the names of services that have a network or files on this host."""
         networks = {Path(path).stem.removeprefix("svc-") for path in glob.glob(f"{NETWORKS}/svc-*.json")}
@@ -175,7 +218,7 @@ class HostProxy:
 
     def servers(self, service: Service) -> dict[int, dict[str, str]]:
         """Return the statistics of a service's replicas."""
-        rows = csv.DictReader(io.StringIO(self._ask("show stat").removeprefix("# ")))
+        rows = csv.DictReader(io.StringIO(self._ask(f"show stat {service.backend} 4 -1").removeprefix("# ")))
         return {
             int(row["svname"][1:]): row
             for row in rows
@@ -212,6 +255,51 @@ class HostProxy:
             if all(int(servers[replica]["scur"]) == 0 for replica in replicas if replica in servers):
                 return
             time.sleep(POLL_SECONDS)
+
+
+def stop_after_last_request(units: Units, proxy: HostProxy, services: list[Service], surplus: list[str]) -> None:
+    """Stop units of replicas; those of these services that have requests finish them before."""
+    for service in services:
+        if service.is_web:
+            replicas = [replica for replica in proxy.servers(service) if service.unit(replica) in surplus]
+            for replica in replicas:
+                proxy.drain(service, replica)
+            proxy.wait_idle(service, replicas, service.drain_seconds)
+    units.stop(*surplus)
+    units.reset(*surplus)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a service lacks on a host of the replicas that it is to have, and what it has beyond them."""
+
+    missing: list[int]
+    surplus: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.surplus)
+
+
+def difference(units: Units, service: Service) -> Difference:
+    """Return how a service's replicas on this host differ from what they are to be."""
+    alive = units.alive_of(service)
+    return Difference(
+        missing=[replica for replica in range(1, service.replicas + 1) if replica not in alive],
+        surplus=[service.unit(replica) for replica in alive if replica > service.replicas],
+    )
+
+
+def settle(units: Units, proxy: HostProxy, service: Service, what: Difference, ready_seconds: float) -> None:
+    """Start what is missing and return when it is ready; stop what is too many, each after its last request."""
+    if what.missing:
+        units.start(*map(service.unit, what.missing))
+        for replica in what.missing:
+            if service.is_web:
+                # It may have been drained when it was last stopped.
+                proxy.undrain(service, replica)
+            wait_ready(units, proxy, service, replica, ready_seconds)
+    if what.surplus:
+        stop_after_last_request(units, proxy, [service], what.surplus)
 
 
 def is_ready(service: Service, replica: int) -> str:

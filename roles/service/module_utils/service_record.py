@@ -1,4 +1,4 @@
-"""The record, kept in etcd, of the image that each service runs."""
+"""The record, kept in etcd, of the image that each service runs, and of how many replicas where that follows the load."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import http.client
 import json
 import random
 import ssl
-from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
 PREFIX = "/freehold/services/"
+SCALING = "/freehold/scaling/replicas/"
 TIMEOUT_SECONDS = 3
 
 ARGUMENTS: dict[str, Any] = {
@@ -32,33 +32,94 @@ class RecordUnreachableError(Exception):
     """No member of etcd gave a usable answer."""
 
 
-class Record:
-    """etcd's JSON gateway, by whichever member answers."""
+class ChangedMeanwhileError(Exception):
+    """Somebody else changed what was to be changed."""
+
+
+class Etcd:
+    """etcd's JSON gateway, by whichever member answers; a token is asked for once and again where it has run out."""
 
     def __init__(self, connection: dict[str, Any]) -> None:
         self._connection = connection
         self._token = ""
+        self._lines: dict[str, http.client.HTTPSConnection] = {}
+
+    def below(self, folder: str) -> dict[str, str]:
+        """Return what a folder has, by key; its last character is a slash, whose successor is 0."""
+        answer = self.call("/v3/kv/range", {"key": encode(folder), "range_end": encode(folder[:-1] + "0")})
+        return {decode(pair["key"]): decode(pair["value"]) for pair in answer.get("kvs", [])}
+
+    def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer of the first member that gives one."""
+        others = [endpoint for endpoint in self._connection["endpoints"] if endpoint not in self._lines]
+        random.shuffle(others)
+        problems = []
+        for endpoint in [*self._lines, *others]:
+            try:
+                if not self._token:
+                    self._token = self.authenticate(endpoint)
+                return self.post(endpoint, path, body)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                self._token = ""
+                problems.append(f"{endpoint}: {error}")
+        raise RecordUnreachableError("; ".join(problems))
+
+    def authenticate(self, endpoint: str) -> str:
+        """Return a token of the user at a member."""
+        credentials = {"name": self._connection["user"], "password": self._connection["password"]}
+        return str(self.post(endpoint, "/v3/auth/authenticate", credentials)["token"])
+
+    def post(self, endpoint: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Return what a member answers; raise OSError, HTTPException or ValueError where it gives no answer of use."""
+        headers = {"Content-Type": "application/json"} | ({"Authorization": self._token} if self._token else {})
+        line = self._lines.pop(endpoint, None) or self.open(endpoint)
+        try:
+            line.request("POST", path, json.dumps(body), headers)
+            answer = line.getresponse()
+            text = answer.read().decode(errors="replace")
+            result: dict[str, Any] = json.loads(text)
+        except BaseException:
+            line.close()
+            raise
+        self._lines[endpoint] = line
+        if answer.status != http.client.OK:
+            raise PermissionError(result.get("message") or result.get("error") or text)
+        return result
+
+    def endpoint(self) -> str:
+        """Return the member that answered last, or any."""
+        return next(iter(self._lines), "") or random.choice(self._connection["endpoints"])  # noqa: S311  (no secret)
+
+    def open(self, endpoint: str, seconds: float = TIMEOUT_SECONDS) -> http.client.HTTPSConnection:
+        """Return a connection to a member, made when it is first used."""
+        tls = ssl.create_default_context(cafile=self._connection["ca_file"])
+        tls.load_cert_chain(self._connection["certificate"], self._connection["key"])
+        return http.client.HTTPSConnection(endpoint, timeout=seconds, context=tls)
+
+    def close(self) -> None:
+        """End what is open."""
+        while self._lines:
+            self._lines.popitem()[1].close()
+
+
+class Record(Etcd):
+    """What services run."""
 
     def image(self, service: str) -> str:
         """Return the image that a service runs, empty where none is recorded."""
-        answer = self._call("/v3/kv/range", {"key": _encode(f"{PREFIX}{service}/image")})
+        answer = self.call("/v3/kv/range", {"key": encode(f"{PREFIX}{service}/image")})
         pairs = answer.get("kvs", [])
-        return _decode(pairs[0]["value"]) if pairs else ""
+        return decode(pairs[0]["value"]) if pairs else ""
 
     def history(self, service: str) -> list[dict[str, str]]:
         """Return each change of a service's image, the oldest first: `image`, the one `before`, when (`at`, UTC) and `by` whom."""
-        entries = [json.loads(value) for value in self._below(f"{PREFIX}{service}/history/").values()]
+        entries = [json.loads(value) for value in self.below(f"{PREFIX}{service}/history/").values()]
         return sorted(entries, key=lambda entry: str(entry["at"]))
 
     def images(self) -> dict[str, str]:
         """Return the image of each service that was ever recorded, also of those that are no more."""
-        found = [(key.removeprefix(PREFIX).partition("/"), value) for key, value in self._below(PREFIX).items()]
+        found = [(key.removeprefix(PREFIX).partition("/"), value) for key, value in self.below(PREFIX).items()]
         return {name: value for (name, _, rest), value in found if rest == "image"}
-
-    def _below(self, folder: str) -> dict[str, str]:
-        """Return what a folder has, by key; its last character is a slash, whose successor is 0."""
-        answer = self._call("/v3/kv/range", {"key": _encode(folder), "range_end": _encode(folder[:-1] + "0")})
-        return {_decode(pair["key"]): _decode(pair["value"]) for pair in answer.get("kvs", [])}
 
     def write(self, service: str, image: str, by: str) -> bool:
         """Record an image, and the change in the service's history; say whether it was another before."""
@@ -70,44 +131,43 @@ class Record:
 
     def write_first(self, service: str, image: str, by: str) -> None:
         """Record the image of a service that has no record; another host's record stands."""
-        condition = {"key": _encode(f"{PREFIX}{service}/image"), "target": "CREATE", "create_revision": "0"}
+        condition = {"key": encode(f"{PREFIX}{service}/image"), "target": "CREATE", "create_revision": "0"}
         self._put_all(_change(service, image, "", by), [condition])
 
     def _put_all(self, values: dict[str, str], conditions: list[dict[str, str]]) -> None:
-        puts = [{"request_put": {"key": _encode(key), "value": _encode(value)}} for key, value in values.items()]
-        self._call("/v3/kv/txn", {"compare": conditions, "success": puts})
+        puts = [{"request_put": {"key": encode(key), "value": encode(value)}} for key, value in values.items()]
+        self.call("/v3/kv/txn", {"compare": conditions, "success": puts})
 
-    def _call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer of the first member that gives one."""
-        endpoints = list(self._connection["endpoints"])
-        random.shuffle(endpoints)
-        problems = []
-        for endpoint in endpoints:
-            try:
-                if not self._token:
-                    self._token = self._authenticate(endpoint)
-                return self._post(endpoint, path, body)
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                self._token = ""
-                problems.append(f"{endpoint}: {error}")
-        raise RecordUnreachableError("; ".join(problems))
+    def replicas(self) -> dict[str, int]:
+        """Return how many replicas, over all hosts, each service is to have whose number was ever set."""
+        return {name: entry["replicas"] for name, entry in self.scalings().items()}
 
-    def _authenticate(self, endpoint: str) -> str:
-        credentials = {"name": self._connection["user"], "password": self._connection["password"]}
-        return str(self._post(endpoint, "/v3/auth/authenticate", credentials)["token"])
+    def scalings(self) -> dict[str, dict[str, Any]]:
+        """Return of each such service its `replicas`, how many were `before`, since when (`at`, UTC), `by` whom and the `reason`."""
+        return {key.removeprefix(SCALING): json.loads(value) for key, value in self.below(SCALING).items()}
 
-    def _post(self, endpoint: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        tls = ssl.create_default_context(cafile=self._connection["ca_file"])
-        tls.load_cert_chain(self._connection["certificate"], self._connection["key"])
-        headers = {"Content-Type": "application/json"} | ({"Authorization": self._token} if self._token else {})
-        with closing(http.client.HTTPSConnection(endpoint, timeout=TIMEOUT_SECONDS, context=tls)) as line:
-            line.request("POST", path, json.dumps(body), headers)
-            answer = line.getresponse()
-            text = answer.read().decode(errors="replace")
-        result: dict[str, Any] = json.loads(text)
-        if answer.status != http.client.OK:
-            raise PermissionError(result.get("message") or result.get("error") or text)
-        return result
+    def scale(self, service: str, replicas: int, *, by: str, reason: str, seen: int | None = None) -> bool:
+        """Record how many replicas a service is to have; say whether it was another number, or none, before.
+
+        `seen` is the number that the decision goes by, 0 for none. Another's change in between raises ChangedMeanwhileError.
+        """
+        key = encode(f"{SCALING}{service}")
+        pairs = self.call("/v3/kv/range", {"key": key}).get("kvs", [])
+        before = json.loads(decode(pairs[0]["value"]))["replicas"] if pairs else 0
+        if seen not in {None, before}:
+            raise ChangedMeanwhileError(
+                f"the number of replicas of {service} was changed from {seen} to {before} meanwhile"
+            )
+        if before == replicas:
+            return False
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        entry = {"replicas": replicas, "before": before, "at": now, "by": by, "reason": reason}
+        revision = pairs[0]["mod_revision"] if pairs else "0"
+        condition = {"key": key, "target": "MOD", "mod_revision": revision}
+        put = {"request_put": {"key": key, "value": encode(json.dumps(entry))}}
+        if not self.call("/v3/kv/txn", {"compare": [condition], "success": [put]}).get("succeeded"):
+            raise ChangedMeanwhileError(f"the number of replicas of {service} was changed meanwhile")
+        return True
 
 
 def _change(service: str, image: str, before: str, by: str) -> dict[str, str]:
@@ -116,9 +176,11 @@ def _change(service: str, image: str, before: str, by: str) -> dict[str, str]:
     return {f"{PREFIX}{service}/image": image, f"{PREFIX}{service}/history/{now}": entry}
 
 
-def _encode(text: str) -> str:
+def encode(text: str) -> str:
+    """Return a text as etcd's gateway takes it."""
     return base64.b64encode(text.encode()).decode()
 
 
-def _decode(text: str) -> str:
+def decode(text: str) -> str:
+    """Return the text in what etcd's gateway gives."""
     return base64.b64decode(text).decode()
