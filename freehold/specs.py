@@ -28,7 +28,7 @@ def roles() -> list[Role]:
 
 
 def read(path: Path) -> Role:
-    """Return the role in a folder."""
+    """Return the role in a folder, with what the first of its entry points takes."""
     entries = yaml.safe_load((path / "meta/argument_specs.yml").read_text())["argument_specs"]
     main = next(iter(entries.values()))
     defaults = path / "defaults/main.yml"
