@@ -63,21 +63,27 @@ class Check:
         report = log.with_suffix(".xml")
         report.unlink(missing_ok=True)
         command = [*self.command, f"--junitxml={report}"] if self.is_pytest else self.command
+        failed = ""
         try:
             current.run(command, log, env=self.env, cwd=ROOT / self.cwd)
-            failed = False
         except CommandError as error:
-            failed = True
+            failed = _cause(log.read_text(errors="replace")) or "It said nothing."
             console.print(f"--- {self.name}\n{error}", markup=False)
         current.step(self.name)
         if self.is_pytest and report.exists():
-            return _read_junit(report, failed)
-        return Result(failed=1) if failed else Result(passed=1)
+            return _read_junit(report, bool(failed))
+        return Result(failed=1, complaints=[(self.name, failed)]) if failed else Result(passed=1)
 
 
 def pytest(name: str, paths: Iterable[str], env: dict[str, str] | None = None) -> Check:
     """Return a check that runs pytest over some paths."""
     return Check(name, ["pytest", "--quiet", "-p", "no:cacheprovider", *paths], env, is_pytest=True)
+
+
+def _cause(output: str) -> str:
+    """Return what says why a command failed: of a playbook the task that did first, of anything else its last words."""
+    fatal = output.find("\nfatal: ")
+    return output[output.rfind("\nTASK [", 0, fatal) :] if fatal >= 0 else output[-COMPLAINT:]
 
 
 def _read_junit(report: Path, failed: bool) -> Result:
@@ -95,6 +101,7 @@ def _read_junit(report: Path, failed: bool) -> Result:
             result.passed += 1
     if failed and not result.failed:
         result.failed = 1
+        result.complaints.append((report.stem, "pytest failed, and none of its tests did"))
     return result
 
 
@@ -279,7 +286,7 @@ def run(names: Iterable[str], role: str = "") -> bool:
                 result = partial(roles, only=role)(current) if name == "roles" else TIERS[name](current)
         except Exception as error:  # noqa: BLE001  (a tier that breaks is a failure; the next ones still run)
             console.print(f"--- test-{name}: {type(error).__name__}: {error}", markup=False)
-            result.failed += 1
+            result += Result(failed=1, complaints=[(f"test-{name}", str(error))])
         counts = f"{result.passed} passed, {result.failed} failed, {len(result.skipped)} skipped"
         lines.append(f"test-{name:<8} {counts:<40} {time.monotonic() - started:6.0f} s")
         total += result
