@@ -15,7 +15,8 @@ LAYERS = "/var/lib/containers/storage/overlay-layers/layers.json"
 UNIT = "svc-orders-api@1.service"
 RECORD = "/freehold/services/orders-api/image"
 BACK_SECONDS = 20
-READY_SECONDS = 10  # of an image that never will be
+# Of an image that never will be; the one before, which comes back, has as long.
+READY_SECONDS = 20
 
 
 def running(site: Site) -> dict[str, str]:
