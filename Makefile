@@ -4,12 +4,15 @@
 .SILENT:
 export PYTHONUNBUFFERED := 1
 
+ANSWER_KB ?= 1
+ORDERS ?= 0.1
 PYTHON ?= python3
 INVENTORY ?= lab
 HOST ?=
 ROLE ?=
 SERVICE ?=
 LINES ?= 100
+RATE ?= 500
 RUN ?= check
 SINCE ?= 1d
 TEXT ?=
@@ -68,6 +71,14 @@ logs: venv ## show lines of all hosts: make logs SERVICE=orders-api SINCE=15m TE
 .PHONY: history
 history: venv ## show what each service ran when, and how to go back: make history SERVICE=orders-api
 	$(FREEHOLD) history --inventory $(INVENTORY) $(SERVICE)
+
+.PHONY: cost
+cost: venv ## print the monthly bill of an inventory at Amazon beside the managed services': make cost RATE=500 ORDERS=0.1 ANSWER_KB=1
+	$(FREEHOLD) cost --inventory $(INVENTORY) --requests "$(RATE)" --orders "$(ORDERS)" --answer-kb "$(ANSWER_KB)"
+
+.PHONY: prices
+prices: venv ## read the prices of that anew from Amazon's price list
+	$(FREEHOLD) prices
 
 .PHONY: token
 token: venv ## print an access token that may place orders, valid for five minutes

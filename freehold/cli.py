@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from freehold import docs, history, logs, playbooks, secrets, specs, status, testing
+from freehold import cost, docs, history, logs, playbooks, secrets, specs, status, testing
 from freehold.lab import Lab, LabError, cache_folder, lab_name
 from freehold.playbooks import InventoryError
 from freehold.prerequisites import MissingPrerequisitesError
@@ -150,6 +150,19 @@ def _token(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _cost(arguments: argparse.Namespace) -> int:
+    if arguments.requests <= 0 or not 0 <= arguments.orders <= 1 or arguments.answer_kb < 0:
+        raise InventoryError(
+            "RATE, ORDERS, ANSWER_KB: requests a second above 0, a share of 0 to 1, a size of 0 or more"
+        )
+    cost.show(arguments.inventory, cost.Load(arguments.requests, arguments.orders, arguments.answer_kb))
+    return 0
+
+
+def _prices(_arguments: argparse.Namespace) -> int:
+    return 0 if cost.refresh() else 1
+
+
 def _docs(_arguments: argparse.Namespace) -> int:
     for path in docs.write():
         _say(str(path.relative_to(ROOT)))
@@ -175,6 +188,8 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "token": ("print an access token that may place orders", _token),
     "ssh": ("log in to a host", _ssh),
     "orders": ("run a command of the order service on a host that has it", _orders),
+    "cost": ("print an inventory's monthly bill at Amazon beside the managed services'", _cost),
+    "prices": ("read the prices of that anew from Amazon's price list", _prices),
     "docs": ("write the roles' READMEs", _docs),
     "test": ("run tiers of tests, all by default", _test),
 }
@@ -200,6 +215,10 @@ def main() -> int:
             command.add_argument("--host", default="", help="of this host only")
             command.add_argument("--since", default="1d", help="no older than this, such as 15m")
             command.add_argument("--text", default="", help="with these words")
+        if name == "cost":
+            command.add_argument("--requests", type=float, default=cost.Load.requests, help="a second, on average")
+            command.add_argument("--orders", type=float, default=cost.Load.orders, help="share of them, 0 to 1")
+            command.add_argument("--answer-kb", type=float, default=cost.Load.answer_kb, help="an answer's size")
         if name == "test":
             # argparse takes no default among the choices of "*": the empty list stands for all.
             command.add_argument("tier", nargs="*", choices=[*testing.TIERS, []], metavar="TIER")
