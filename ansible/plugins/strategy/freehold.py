@@ -1,0 +1,14 @@
+"""Ansible's strategy `linear` by way of Mitogen, and plain where Mitogen is not installed.
+
+A task of Ansible starts a Python of its own on the host; Mitogen keeps one a host that runs all. What it saves was measured in
+docs/decisions/0024-mitogen.md. `ANSIBLE_STRATEGY=linear` does without it.
+"""
+
+from __future__ import annotations
+
+try:
+    from ansible_mitogen.plugins.strategy.mitogen_linear import StrategyModule
+except ImportError:
+    from ansible.plugins.strategy.linear import StrategyModule
+
+__all__ = ["StrategyModule"]
