@@ -3,10 +3,13 @@
 .DEFAULT_GOAL := help
 .SILENT:
 export PYTHONUNBUFFERED := 1
+# Without compiled modules, which this would leave unwritten, each of Ansible's processes compiles its own.
+unexport PYTHONDONTWRITEBYTECODE
 
 ANSWER_KB ?= 1
 ORDERS ?= 0.1
-PYTHON ?= python3
+# The distribution's own where it is new enough: one that was built without profiles, as pyenv does, takes twice as long for a playbook.
+PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo /usr/bin/python3 || echo python3)
 INVENTORY ?= lab
 HOST ?=
 ROLE ?=
