@@ -19,7 +19,6 @@ from tests.support.commands import freehold
 from tests.support.orders import Attempt, Load
 from tests.support.site import Site
 
-RATE = 50
 BEFORE_SECONDS = 5
 AFTER_SECONDS = 25
 MOST_SECONDS = 180
@@ -37,6 +36,7 @@ SEEN_SECONDS = 30
 def cut_power(
     site: Site,
     host: str,
+    rate: float,
     *,
     name: str,
     dark_seconds: float,
@@ -50,7 +50,7 @@ def cut_power(
     load = Load(
         site,
         SKUS,
-        rate=RATE,
+        rate=rate,
         most_seconds=MOST_SECONDS,
         name=f"chaos-{name}",
         keep_alive=keep_alive,
@@ -80,6 +80,7 @@ def count(site: Site, run: Run) -> ledger.Verdict:
     load = run.load
     verdict = ledger.check(site, load.accepted, SETTLE_SECONDS)
     run.facts = {
+        "rate": load.rate,
         "requests": len(load.attempts),
         "failed": len(load.failed),
         "failed_posts": len(load.failed),
@@ -101,9 +102,9 @@ def first_failures(failed: list[Attempt], cut: float) -> list[tuple[float, int, 
 
 
 @pytest.mark.usefixtures("shelves")
-def test_host_of_the_database_primary(site: Site) -> None:
+def test_host_of_the_database_primary(site: Site, rate: float) -> None:
     """Orders are taken as if nothing had happened; they settle when the database writes again."""
-    run = cut_power(site, site.primary(), name="postgres-primary", dark_seconds=30)
+    run = cut_power(site, site.primary(), rate, name="postgres-primary", dark_seconds=30)
     verdict = count(site, run)
     run.facts["postgres_gap_s"] = round(ledger.outcome(site, run.load.name).longest_gap_seconds, 1)
     report(run)
@@ -112,13 +113,13 @@ def test_host_of_the_database_primary(site: Site) -> None:
 
 
 @pytest.mark.usefixtures("shelves")
-def test_app_host(site: Site) -> None:
+def test_app_host(site: Site, rate: float) -> None:
     """The other app host takes every order within half a second while it is alone, but for a few that wait for a processor.
 
     The host's start, which takes from the processors that all hosts of a lab share, is no part of that.
     """
     host = site.groups["app"][0]
-    run = cut_power(site, host, name="app", dark_seconds=15)
+    run = cut_power(site, host, rate, name="app", dark_seconds=15)
     verdict = count(site, run)
     report(run)
     assert not run.load.failed, first_failures(run.load.failed, run.cut)
@@ -130,7 +131,7 @@ def test_app_host(site: Site) -> None:
 
 
 @pytest.mark.usefixtures("shelves")
-def test_holder_of_the_virtual_address(site: Site) -> None:
+def test_holder_of_the_virtual_address(site: Site, rate: float) -> None:
     """The other edge host has the address within two seconds; only what was on its way then may fail.
 
     Each order has a connection of its own: one from before ended with the host, which its client is told at once.
@@ -139,7 +140,7 @@ def test_holder_of_the_virtual_address(site: Site) -> None:
     with closing(http.client.HTTPSConnection(urlsplit(site.url).netloc, timeout=10, context=context)) as old:
         old.request("GET", "/v1/products")
         assert old.getresponse().read()
-        run = cut_power(site, site.vip_holder(), name="edge", dark_seconds=10, keep_alive=False)
+        run = cut_power(site, site.vip_holder(), rate, name="edge", dark_seconds=10, keep_alive=False)
         verdict = count(site, run)
         # From the cut until an order that was sent in the dark: a stall at another time is none of the address.
         until = min(attempt.ended for attempt in run.load.attempts if attempt.accepted and attempt.intended > run.dark)
@@ -179,7 +180,7 @@ def uninhibited(site: Site, dead: str, host: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("shelves")
-def test_ops_host(site: Site, told: list[watch.Message]) -> None:
+def test_ops_host(site: Site, rate: float, told: list[watch.Message]) -> None:
     """Orders notice nothing. The other ops host has figures, logs, traces and log-ins, and tells of the dead host, and of that alone."""
     host, other = site.groups["ops"]
 
@@ -203,7 +204,7 @@ def test_ops_host(site: Site, told: list[watch.Message]) -> None:
         watch.wait_for(unheard, HEARD_SECONDS, 1)
         assert heard() == {"HostDown"}
 
-    run = cut_power(site, host, name="ops", dark_seconds=10, meanwhile=meanwhile)
+    run = cut_power(site, host, rate, name="ops", dark_seconds=10, meanwhile=meanwhile)
     verdict = count(site, run)
     report(run)
     assert not run.load.failed, first_failures(run.load.failed, run.cut)

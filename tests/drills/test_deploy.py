@@ -13,7 +13,6 @@ from tests.support.commands import freehold
 from tests.support.orders import Load
 from tests.support.site import Site
 
-RATE = 50
 FEW = 20  # a second, where a deploy need not be seen to disturb many
 MOST_SECONDS = 300
 SETTLE_SECONDS = 60
@@ -51,7 +50,7 @@ def running(site: Site) -> dict[str, object]:
     return dict(site.ask_all(site.groups["app"], "sudo podman ps --format '{{.Image}}'"))
 
 
-def test_a_deploy_fails_nothing(site: Site, tmp_path: Path) -> None:
+def test_a_deploy_fails_nothing(site: Site, rate: float, tmp_path: Path) -> None:
     """Every order is answered 202 while one host tries an image, while all get it and during the way back, and settles once.
 
     Dashboards show both deploys, and `make history` names them and the way back.
@@ -61,7 +60,7 @@ def test_a_deploy_fails_nothing(site: Site, tmp_path: Path) -> None:
     archive = site.lab.state / "artifacts" / "orders.tar"
     other = tmp_path / "orders.tar"
     second = f"orders@{images.variant(archive, other, tmp_path.name)}"
-    load = Load(site, SKUS, rate=RATE, most_seconds=MOST_SECONDS, name="deploy")
+    load = Load(site, SKUS, rate=rate, most_seconds=MOST_SECONDS, name="deploy")
 
     def events() -> None:
         deploy(second, other, **TRIAL)

@@ -136,6 +136,7 @@ class Load:
     ) -> None:
         """Say what will be ordered where, how often, for how long at most, and whether orders share connections."""
         self.name = f"{name}-{uuid.uuid4().hex[:12]}"
+        self.rate = rate
         self.attempts: list[Attempt] = []
         self._site = site
         self._file = ROOT / "build" / "log" / f"load-{name}.jsonl"
