@@ -173,7 +173,10 @@ def app(current: Phase) -> Result:
 
 
 def roles(current: Phase, only: str = "") -> Result:
-    """Run Molecule, one scenario a role, on one lab that all share; two at a time where they touch different hosts."""
+    """Run Molecule, one scenario a role, on one lab that all share; two at a time where they touch different hosts.
+
+    That a second run changes nothing, each shows where it is asked for alone or all that there is; else the tier `system` shows it of all.
+    """
     names = [Path(path).parts[1] for path in tracked("roles/*/molecule/default/verify.yml")]
     names = [name for name in sorted(names, key=_place_in_site) if name == only or not only]
     if not names:
@@ -190,7 +193,10 @@ def roles(current: Phase, only: str = "") -> Result:
         current.run(image, LOGS / "roles-service-image.log", env=env, cwd=ROOT)
         groups = next(iter(playbooks.variables(LAB_INVENTORY, "edge", "groups").values()))["groups"]
         current.done, current.total = 0, len(names)
-        return _run_apart([_scenario(name, env, groups) for name in names], current)
+        again = only or os.environ.get("FREEHOLD_FULL")
+        return _run_apart(
+            [_scenario(name, env if again else {**env, "FREEHOLD_AGAIN": ""}, groups) for name in names], current
+        )
 
 
 def _place_in_site(role: str) -> tuple[int, str]:
