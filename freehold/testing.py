@@ -194,9 +194,8 @@ def roles(current: Phase, only: str = "") -> Result:
         groups = next(iter(playbooks.variables(LAB_INVENTORY, "edge", "groups").values()))["groups"]
         current.done, current.total = 0, len(names)
         again = only or os.environ.get("FREEHOLD_FULL")
-        return _run_apart(
-            [_scenario(name, env if again else {**env, "FREEHOLD_AGAIN": ""}, groups) for name in names], current
-        )
+        changes = {} if again else {"FREEHOLD_SEQUENCE": "[prepare, check, converge, verify]"}
+        return _run_apart([_scenario(name, env | changes, groups) for name in names], current)
 
 
 def _place_in_site(role: str) -> tuple[int, str]:
