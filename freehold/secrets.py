@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import string
 from pathlib import Path
 
 import yaml
@@ -12,7 +13,8 @@ from freehold import specs
 from freehold.lab import Lab, lab_name
 
 ROOT = Path(__file__).resolve().parent.parent
-SECRET_BYTES = 24  # 32 characters of URL-safe base64
+# 190 bits. Letters and digits alone: programs take a word that begins with a hyphen for an option.
+LENGTH, CHARACTERS = 32, string.ascii_letters + string.digits
 
 
 def file(inventory: str) -> Path | None:
@@ -28,7 +30,7 @@ def file(inventory: str) -> Path | None:
 
 def made_up() -> dict[str, str]:
     """Return a random value for every secret."""
-    return {name: secrets.token_urlsafe(SECRET_BYTES) for name in specs.secrets()}
+    return {name: "".join(secrets.choice(CHARACTERS) for _ in range(LENGTH)) for name in specs.secrets()}
 
 
 def generate(path: Path) -> list[str]:

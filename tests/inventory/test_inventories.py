@@ -33,6 +33,8 @@ def test_secrets_for_a_vault_are_all_there_and_no_two_alike() -> None:
     first, second = (yaml.safe_load(text) for text in printed)
     assert set(first) == set(specs.secrets())
     assert len({*first.values(), *second.values()}) == 2 * len(first)
+    # One that begins with a hyphen is an option where a program takes it as a word.
+    assert all(len(value) == 32 and value.isalnum() for value in first.values())
 
 
 def test_an_even_number_of_etcd_hosts_is_refused(inventory: Inventory) -> None:
