@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,6 +47,10 @@ class MissingPrerequisitesError(Exception):
     """Programs are missing and this module does not know how to install them here."""
 
 
+# Tiers that run beside one another may both need something, and Debian's package manager takes one at a time.
+_ALONE = threading.Lock()
+
+
 def missing(needed: dict[str, str]) -> dict[str, str]:
     """Return the part of `needed` that this machine does not have."""
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
@@ -61,6 +66,11 @@ def ensure(needed: dict[str, str], phase: Phase, log: Path) -> list[str]:
 
     Raises MissingPrerequisitesError where the system is neither Debian nor Ubuntu.
     """
+    with _ALONE:
+        return _ensure(needed, phase, log)
+
+
+def _ensure(needed: dict[str, str], phase: Phase, log: Path) -> list[str]:
     absent = missing(needed)
     if not absent:
         return []
@@ -85,6 +95,11 @@ def unpack(name: str, phase: Phase, log: Path) -> Path:
 
     Raises MissingPrerequisitesError where the system is neither Debian nor Ubuntu, and CommandError where the package is not found.
     """
+    with _ALONE:
+        return _unpack(name, phase, log)
+
+
+def _unpack(name: str, phase: Phase, log: Path) -> Path:
     if found := shutil.which(name):
         return Path(found)
     package, inside = UNPACKED[name]

@@ -279,22 +279,41 @@ def _lab(env: dict[str, str]) -> Lab:
     return Lab(env["FREEHOLD_LAB"])
 
 
+def _tier(name: str, role: str) -> tuple[Result, str]:
+    """Run a tier, and return what it came to and its line of the summary."""
+    started = time.monotonic()
+    result = Result()
+    try:
+        with phase(f"test-{name}") as current:
+            result = partial(roles, only=role)(current) if name == "roles" else TIERS[name](current)
+    except Exception as error:  # noqa: BLE001  (a tier that breaks is a failure; the next ones still run)
+        console.print(f"--- test-{name}: {type(error).__name__}: {error}", markup=False)
+        result += Result(failed=1, complaints=[(f"test-{name}", str(error))])
+    counts = f"{result.passed} passed, {result.failed} failed, {len(result.skipped)} skipped"
+    return result, f"test-{name:<8} {counts:<40} {time.monotonic() - started:6.0f} s"
+
+
+def _together(names: list[str]) -> list[list[str]]:
+    """Return which tiers run beside one another, in their order; the first of each takes its lab away when it is interrupted."""
+    if console.is_terminal or not {"lint", "roles"} <= set(names):
+        return [[name] for name in names]
+    return [["roles", "lint"], *([name] for name in names if name not in {"lint", "roles"})]
+
+
 def run(names: Iterable[str], role: str = "") -> bool:
-    """Run tiers, of the roles' one only the named role where one is named, print the summary, and return whether nothing failed."""
+    """Run tiers, of the roles' one only the named role where one is named, print the summary, and return whether nothing failed.
+
+    Linters work while the roles are tested: these wait a good part of the time, on hosts whose processes come before all others. On a
+    terminal, which shows one tier at a time, each comes alone.
+    """
     total = Result()
     lines = []
-    for name in names:
-        started = time.monotonic()
-        result = Result()
-        try:
-            with phase(f"test-{name}") as current:
-                result = partial(roles, only=role)(current) if name == "roles" else TIERS[name](current)
-        except Exception as error:  # noqa: BLE001  (a tier that breaks is a failure; the next ones still run)
-            console.print(f"--- test-{name}: {type(error).__name__}: {error}", markup=False)
-            result += Result(failed=1, complaints=[(f"test-{name}", str(error))])
-        counts = f"{result.passed} passed, {result.failed} failed, {len(result.skipped)} skipped"
-        lines.append(f"test-{name:<8} {counts:<40} {time.monotonic() - started:6.0f} s")
-        total += result
+    for main, *others in _together(list(names)):
+        with ThreadPoolExecutor(1) as pool:
+            beside = [pool.submit(_tier, name, role) for name in others]
+            for result, line in (_tier(main, role), *(one.result() for one in beside)):
+                total += result
+                lines.append(line)
     console.print("\n".join(["", *lines]), markup=False)
     for name, reason in total.skipped:
         console.print(f"skipped: {name}: {reason}", markup=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,42 @@ def test_a_command_that_ended_well_has_passed() -> None:
     """And leaves nothing to tell of."""
     result = testing.Check("it", ["true"]).run(Phase("test"))
     assert (result.passed, result.failed, result.complaints) == (1, 0, [])
+
+
+def test_linters_run_beside_the_roles_tests_and_all_else_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of the two waits here until the other has begun; a third would break the order."""
+    both = threading.Barrier(2, timeout=10)
+    ran: list[str] = []
+
+    def tier(name: str, _current: Phase, **_only: str) -> testing.Result:
+        ran.append(name)
+        if name in {"lint", "roles"}:
+            both.wait()
+        return testing.Result(passed=1)
+
+    for name in testing.TIERS:
+        monkeypatch.setitem(testing.TIERS, name, partial(tier, name))
+    monkeypatch.setattr(testing, "roles", partial(tier, "roles"))
+    assert testing.run(testing.TIERS)
+    assert set(ran[:2]) == {"lint", "roles"}
+    assert ran[2:] == ["app", "system"]
+    assert "4 passed, 0 failed, 0 skipped" in capsys.readouterr().out
+
+
+def test_a_tier_that_breaks_fails_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the next one still runs."""
+    ran: list[str] = []
+
+    def broken(_current: Phase) -> testing.Result:
+        raise OSError("no space left")
+
+    def whole(_current: Phase) -> testing.Result:
+        ran.append("app")
+        return testing.Result(passed=1)
+
+    monkeypatch.setitem(testing.TIERS, "lint", broken)
+    monkeypatch.setitem(testing.TIERS, "app", whole)
+    assert not testing.run(["lint", "app"])
+    assert ran == ["app"]
