@@ -789,7 +789,8 @@ def golden_image_name(tier: str, roles: Sequence[str]) -> str:
         files = [install, *sorted(path for name in ("files", "vars") for path in (folder / name).rglob("*"))]
         files += [path for path in sorted((folder / "templates").rglob("*")) if path.name in words]
         for file in files:
-            if file.is_file():
+            # A module that a test imported leaves a compiled one.
+            if file.is_file() and file.parent.name != "__pycache__":
                 parts += [str(file.relative_to(ROOT)).encode(), file.read_bytes()]
     return f"{IMAGES}:{tier}-{hashlib.sha256(bytes([0]).join(parts)).hexdigest()[:12]}"
 
