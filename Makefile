@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 ANSWER_KB ?= 1
 ORDERS ?= 0.1
-# The distribution's own where it is new enough: one that was built without profiles, as pyenv does, takes twice as long for a playbook.
+# The distribution's own where it is new enough: on pyenv's, built without profiles, a playbook took 90 s of processor in place of 70.
 PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo /usr/bin/python3 || echo python3)
 INVENTORY ?= lab
 HOST ?=

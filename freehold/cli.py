@@ -153,7 +153,8 @@ def _token(arguments: argparse.Namespace) -> int:
 def _cost(arguments: argparse.Namespace) -> int:
     if arguments.requests <= 0 or not 0 <= arguments.orders <= 1 or arguments.answer_kb < 0:
         raise InventoryError(
-            "RATE, ORDERS, ANSWER_KB: requests a second above 0, a share of 0 to 1, a size of 0 or more"
+            f"RATE={arguments.requests:g} ORDERS={arguments.orders:g} ANSWER_KB={arguments.answer_kb:g}: give requests a second "
+            "above 0, a share of 0 to 1 and a size of 0 or more, such as RATE=500 ORDERS=0.1 ANSWER_KB=1"
         )
     cost.show(arguments.inventory, cost.Load(arguments.requests, arguments.orders, arguments.answer_kb))
     return 0
