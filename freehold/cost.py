@@ -291,9 +291,12 @@ def read_offer(lines: Iterable[str], wanted: dict[str, dict[str, Any]]) -> tuple
 
 
 def _replaced(text: str, name: str, usd: float, date: str) -> str:
-    """Return the table with another price and its date; comments and order stay."""
-    entry = re.compile(rf"(^  {re.escape(name)}:\s*\{{usd: )[0-9.]+(,.*?date: )[0-9-]+", re.MULTILINE | re.DOTALL)
-    return entry.sub(lambda match: f"{match[1]}{usd:.10f}".rstrip("0").rstrip(".") + f"{match[2]}{date}", text, count=1)
+    """Return the table with another price, its date, and the list as its source; comments and order stay."""
+    price = f"{usd:.10f}".rstrip("0").rstrip(".")
+    entry = re.compile(
+        rf"(^  {re.escape(name)}:\s*\{{usd: )[0-9.]+(,.*?source: )\w+(, date: )[0-9-]+", re.MULTILINE | re.DOTALL
+    )
+    return entry.sub(lambda match: f"{match[1]}{price}{match[2]}list{match[3]}{date}", text, count=1)
 
 
 def _say(text: str) -> None:

@@ -106,7 +106,7 @@ def test_prices_are_read_anew_from_the_list_and_keep_their_place(served: tuple[P
     folder, base = served
     table = tmp_path / "prices.yml"
     table.write_text(
-        "---\n# words\nregion: us-east-1\nsources: {x: https://example.com/}\nprices:\n"
+        "---\n# words\nregion: us-east-1\nsources: {x: https://example.com/, list: https://example.com/list}\nprices:\n"
         "  t3.small:\n    {usd: 1.5, unit: hour, source: x, date: 2026-01-01,\n"
         '     offer: AmazonEC2, usage_type: "BoxUsage:t3.small", operation: RunInstances}\n'
         "  disk: {usd: 1, unit: GB-month, source: x, date: 2026-01-01, offer: AmazonEC2, sku: AAA}\n"
@@ -141,6 +141,8 @@ def test_prices_are_read_anew_from_the_list_and_keep_their_place(served: tuple[P
     day, before = datetime.date(2026, 11, 20), datetime.date(2026, 1, 1)
     assert {name for name, entry in entries.items() if entry["date"] == day} == {"t3.small", "disk", "piece"}
     assert {name for name, entry in entries.items() if entry["date"] == before} == {"gone", "away", "by_hand"}
+    read = {name for name, entry in entries.items() if entry["source"] == "https://example.com/list"}
+    assert read == {"t3.small", "disk", "piece"}
     assert table.read_text().startswith("---\n# words\n")
 
 
