@@ -196,6 +196,18 @@ class Load:
         """Orders that were not answered 202."""
         return [attempt for attempt in self.attempts if not attempt.accepted]
 
+    def complaint(self) -> str:
+        """Return which orders were not answered 202, by answer and when, in seconds since the load began; empty if all were."""
+        start = self.attempts[0].intended
+        answers: dict[int | str, list[float]] = {}
+        for attempt in self.failed:
+            answers.setdefault(attempt.status or attempt.error, []).append(attempt.intended - start)
+        return "; ".join(
+            f"{len(times)} of {len(self.attempts)} orders got {answer}, sent from {min(times):.1f} to {max(times):.1f} s"
+            f" of {self.attempts[-1].intended - start:.0f}, 99 in 100 took {self.quantile_ms(0.99):.0f} ms"
+            for answer, times in answers.items()
+        )
+
     def quantile_ms(self, share: float) -> float:
         """Return the time within which this share of all orders was answered, in milliseconds."""
         times = sorted(attempt.seconds for attempt in self.attempts)
