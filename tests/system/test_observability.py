@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support import watch
+from tests.support import ledger, traces, watch
 from tests.support.site import HostError, Site
 
 JOBS = {
@@ -43,6 +43,10 @@ REFUSED, UNREACHED = "refused by TLS", "not reached"
 ENDS = {"35": REFUSED, "55": REFUSED, "56": REFUSED, "7": UNREACHED, "28": UNREACHED}
 # Two scrapes, for a target that was just there.
 SEEN_SECONDS = 35
+SKU = "SMOKE-1"
+# Longer than anything waits for an answer of Jaeger's: the host proxy 5 s, the order service 10 s.
+FROZEN_SECONDS = 12
+IN_TIME_SECONDS = 3
 
 
 def expected(site: Site, server: str) -> set[tuple[str, str]]:
@@ -249,3 +253,22 @@ def test_only_app_hosts_proxies_write_traces(site: Site) -> None:
     for host, port in ((data, 4318), (app, 16686)):
         with pytest.raises(HostError, match=r"timed out|refused"):
             site.ask(host, f"curl -sS -m 3 http://{site.addresses[keeper]}:{port}/")
+
+
+def test_no_request_waits_for_jaeger(site: Site) -> None:
+    """Every order whose client wants its trace is answered in time while no Jaeger says a word; once they do, traces come again."""
+    ledger.stock_up(site, [SKU])
+    seconds = []
+    try:
+        # Frozen, not stopped: whoever asks is not refused, but left to wait.
+        site.ask_all(site.groups["jaeger"], "sudo systemctl kill --signal=STOP jaeger")
+        until = time.monotonic() + FROZEN_SECONDS
+        while time.monotonic() < until:
+            started = time.monotonic()
+            traces.place_order(site, SKU)
+            seconds.append(time.monotonic() - started)
+    finally:
+        site.ask_all(site.groups["jaeger"], "sudo systemctl kill --signal=CONT jaeger")
+    assert max(seconds) < IN_TIME_SECONDS
+    trace = traces.place_order(site, SKU)
+    watch.wait_for(lambda: traces.unseen(site, trace, site.groups["jaeger"]), SEEN_SECONDS)
