@@ -521,7 +521,7 @@ class Lab:
                 *("--memory", f"{spec.memory_mb}m", "--memory-swap", f"{spec.memory_mb}m", "--cpus", f"{spec.cpus:g}"),
                 *("--shm-size", f"{spec.memory_mb // 2}m", "--stop-timeout", "30"),
                 *("--systemd=always", "--cgroupns=private", "--cap-add=all", "--cap-drop=SYS_TIME"),
-                *(("--cgroup-parent", self._cgroup) if hybrid_cgroups() else ()),
+                *self.placing(),
                 *("--security-opt", "unmask=ALL", "--security-opt", "seccomp=unconfined"),
                 *(argument for key, value in labels.items() for argument in ("--label", f"freehold.{key}={value}")),
                 *(argument for bind in binds for argument in ("--volume", bind)),
@@ -552,14 +552,22 @@ class Lab:
         """Return whether the container lives after starting it."""
         try:
             self._bury(container)
+            self.placing()
             self.podman("start", container)
             inspected = json.loads(self.podman("container", "inspect", container))[0]
-            if hybrid_cgroups():
-                # Else all hosts together would weigh as much as one process of this machine.
-                run("tee", f"/sys/fs/cgroup/cpu{self._cgroup}/cpu.shares", data=str(HOSTS_CPU_SHARES))
         except LabError:
             return False
         return self._host(inspected).running
+
+    def placing(self) -> list[str]:
+        """Return podman's arguments that put a container where the lab's processes come before all others of this machine."""
+        if not hybrid_cgroups():
+            return []
+        # Else all hosts together would weigh as much as one process of this machine.
+        group = f"/sys/fs/cgroup/cpu{self._cgroup}"
+        run("mkdir", "--parents", group)
+        run("tee", f"{group}/cpu.shares", data=str(HOSTS_CPU_SHARES))
+        return ["--cgroup-parent", self._cgroup]
 
     @property
     def _cgroup(self) -> str:

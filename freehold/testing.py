@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -49,13 +49,14 @@ class Result:
 
 @dataclass
 class Check:
-    """One command of a tier. A pytest run counts its tests, anything else counts one."""
+    """One command of a tier. A pytest run counts its tests, anything else counts one. A patient one lets all others go first."""
 
     name: str
     command: list[str]
     env: dict[str, str] | None = None
     is_pytest: bool = False
     cwd: str = "."
+    is_patient: bool = False
 
     def run(self, current: Phase) -> Result:
         """Run it, and print the end of its output where it fails."""
@@ -63,6 +64,7 @@ class Check:
         report = log.with_suffix(".xml")
         report.unlink(missing_ok=True)
         command = [*self.command, f"--junitxml={report}"] if self.is_pytest else self.command
+        command = ["nice", "-n", "19", *command] if self.is_patient else command
         failed = ""
         try:
             current.run(command, log, env=self.env, cwd=ROOT / self.cwd)
@@ -155,7 +157,7 @@ def lint(current: Phase) -> Result:
     ]
     if suites:
         checks.append(pytest("pytest lint", suites))
-    return run_checks(checks, current)
+    return run_checks([replace(check, is_patient=True) for check in checks], current)
 
 
 def app(current: Phase) -> Result:
@@ -254,6 +256,9 @@ def system(current: Phase) -> Result:
 
 # What `make test` runs.
 TIERS: dict[str, Callable[[Phase], Result]] = {"lint": lint, "app": app, "roles": roles, "system": system}
+# Which tiers run at once: each waits for a third to a half of its time, and its servers come before the controller's processes. Linters,
+# which come after all others, work while the lab is built and its first tests run.
+BESIDE = (("roles", "app"), ("system", "lint"))
 
 
 @contextmanager
@@ -295,16 +300,19 @@ def _tier(name: str, role: str) -> tuple[Result, str]:
 
 def _together(names: list[str]) -> list[list[str]]:
     """Return which tiers run beside one another, in their order; the first of each takes its lab away when it is interrupted."""
-    if console.is_terminal or not {"lint", "roles"} <= set(names):
-        return [[name] for name in names]
-    return [["roles", "lint"], *([name] for name in names if name not in {"lint", "roles"})]
+    left = list(names)
+    groups = []
+    for pair in () if console.is_terminal else BESIDE:
+        if set(pair) <= set(left):
+            groups.append([*pair])
+            left = [name for name in left if name not in pair]
+    return sorted([*groups, *([name] for name in left)], key=lambda group: names.index(group[0]))
 
 
 def run(names: Iterable[str], role: str = "") -> bool:
     """Run tiers, of the roles' one only the named role where one is named, print the summary, and return whether nothing failed.
 
-    Linters work while the roles are tested: these wait a good part of the time, on hosts whose processes come before all others. On a
-    terminal, which shows one tier at a time, each comes alone.
+    On a terminal, which shows one tier at a time, each comes alone.
     """
     total = Result()
     lines = []

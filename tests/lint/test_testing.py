@@ -61,26 +61,43 @@ def test_a_command_that_ended_well_has_passed() -> None:
     assert (result.passed, result.failed, result.complaints) == (1, 0, [])
 
 
-def test_linters_run_beside_the_roles_tests_and_all_else_alone(
+def test_a_patient_command_lets_all_others_go_first() -> None:
+    """As linters beside servers whose answers are timed."""
+    assert testing.Check("it", ["sh", "-c", "[ $(nice) = 19 ]"], is_patient=True).run(Phase("test")).passed == 1
+
+
+def test_tiers_that_wait_much_run_two_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each of the two waits here until the other has begun; a third would break the order."""
+    """Each waits here until the one beside it has begun; any other would break the order."""
     both = threading.Barrier(2, timeout=10)
     ran: list[str] = []
 
     def tier(name: str, _current: Phase, **_only: str) -> testing.Result:
         ran.append(name)
-        if name in {"lint", "roles"}:
-            both.wait()
+        both.wait()
         return testing.Result(passed=1)
 
     for name in testing.TIERS:
         monkeypatch.setitem(testing.TIERS, name, partial(tier, name))
     monkeypatch.setattr(testing, "roles", partial(tier, "roles"))
     assert testing.run(testing.TIERS)
-    assert set(ran[:2]) == {"lint", "roles"}
-    assert ran[2:] == ["app", "system"]
+    assert [set(ran[:2]), set(ran[2:])] == [{"roles", "app"}, {"system", "lint"}]
     assert "4 passed, 0 failed, 0 skipped" in capsys.readouterr().out
+
+
+def test_a_tier_whose_other_is_not_asked_for_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order in which they were asked for."""
+    ran: list[str] = []
+
+    def tier(name: str, _current: Phase) -> testing.Result:
+        ran.append(name)
+        return testing.Result(passed=1)
+
+    for name in ("lint", "app"):
+        monkeypatch.setitem(testing.TIERS, name, partial(tier, name))
+    assert testing.run(["lint", "app"])
+    assert ran == ["lint", "app"]
 
 
 def test_a_tier_that_breaks_fails_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
