@@ -151,8 +151,15 @@ class Units:
         return networks | {Path(path).name for path in glob.glob(f"{HOME}/*/")}
 
     def forget(self, name: str) -> None:
-        """Remove the network of a service that does not run any more, its settings and its secrets."""
+        """Remove the units of a service that does not run any more, its network, its settings and its secrets.
+
+        The units too: what keeps the replicas on this host knows the service until it is told otherwise, and starts what has one.
+        """
         self._run(["systemctl", "stop", f"svc-{name}-network.service"])
+        units = [f"svc-{name}.network", f"svc-{name}-pre-deploy.container"]
+        for unit in units + glob.glob(f"svc-{name}@*.container", root_dir=QUADLETS):
+            Path(QUADLETS, unit).unlink(missing_ok=True)
+        self._run(["systemctl", "daemon-reload"])
         if os.path.exists(f"{NETWORKS}/svc-{name}.json"):
             code, _, err = self._run(["podman", "network", "rm", f"svc-{name}"])
             if code != 0:
