@@ -145,6 +145,9 @@ class Edge:
         """Give all hosts their equal shares; return whether one had another."""
         tried = [f"{row['pxname']}/{row['svname']}" for row in self._servers() if row["uweight"] == "0"]
         shares = self._ask(f"show map {MAP}")
+        if shares.startswith("Unknown map"):
+            # It was just told to read its configuration, and still answers by one that had no such map: the package's, at first.
+            shares = ""
         if not self._module.check_mode:
             for server in tried:
                 self._tell(f"set server {server} weight 100%")
