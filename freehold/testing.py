@@ -256,9 +256,6 @@ def system(current: Phase) -> Result:
 
 # What `make test` runs.
 TIERS: dict[str, Callable[[Phase], Result]] = {"lint": lint, "app": app, "roles": roles, "system": system}
-# Which tiers run at once: each waits for a third to a half of its time, and its servers come before the controller's processes. Linters,
-# which come after all others, work while the lab is built and its first tests run.
-BESIDE = (("roles", "app"), ("system", "lint"))
 
 
 @contextmanager
@@ -300,19 +297,16 @@ def _tier(name: str, role: str) -> tuple[Result, str]:
 
 def _together(names: list[str]) -> list[list[str]]:
     """Return which tiers run beside one another, in their order; the first of each takes its lab away when it is interrupted."""
-    left = list(names)
-    groups = []
-    for pair in () if console.is_terminal else BESIDE:
-        if set(pair) <= set(left):
-            groups.append([*pair])
-            left = [name for name in left if name not in pair]
-    return sorted([*groups, *([name] for name in left)], key=lambda group: names.index(group[0]))
+    if console.is_terminal or not {"app", "lint"} <= set(names):
+        return [[name] for name in names]
+    return [["app", "lint"], *([name] for name in names if name not in {"app", "lint"})]
 
 
 def run(names: Iterable[str], role: str = "") -> bool:
     """Run tiers, of the roles' one only the named role where one is named, print the summary, and return whether nothing failed.
 
-    On a terminal, which shows one tier at a time, each comes alone.
+    Linters work while the order service is tested, which waits for almost half of the time, and let all others go first. On a terminal,
+    which shows one tier at a time, each comes alone.
     """
     total = Result()
     lines = []
