@@ -70,7 +70,7 @@ def test_linters_run_beside_the_services_tests_and_all_else_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each of the two waits here until the other has begun; a third would break the order."""
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=60)
     ran: list[str] = []
 
     def tier(name: str, _current: Phase, **_only: str) -> testing.Result:
