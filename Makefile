@@ -127,6 +127,10 @@ test-roles: venv ## Molecule: each role on hosts of its own; one with ROLE=etcd
 test-system: venv ## a lab from nothing: hosts, images, orders, converge twice, check mode
 	$(FREEHOLD) test system
 
+.PHONY: test-vm
+test-vm: venv ## the edge's roles on a machine with a kernel of its own, emulated by QEMU: slow, and no part of `make test`
+	$(FREEHOLD) test vm
+
 .PHONY: requirements
 requirements: venv ## pin requirements.in anew into requirements.txt
 	CUSTOM_COMPILE_COMMAND="make requirements" .venv/bin/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe \

@@ -192,7 +192,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "cost": ("print an inventory's monthly bill at Amazon beside the managed services'", _cost),
     "prices": ("read the prices of that anew from Amazon's price list", _prices),
     "docs": ("write the roles' READMEs", _docs),
-    "test": ("run tiers of tests, all by default", _test),
+    "test": (f"run tiers of tests: {', '.join(testing.TIERS)} by default", _test),
 }
 
 
@@ -222,7 +222,7 @@ def main() -> int:
             command.add_argument("--answer-kb", type=float, default=cost.Load.answer_kb, help="an answer's size")
         if name == "test":
             # argparse takes no default among the choices of "*": the empty list stands for all.
-            command.add_argument("tier", nargs="*", choices=[*testing.TIERS, []], metavar="TIER")
+            command.add_argument("tier", nargs="*", choices=[*testing.TIERS, *testing.SLOW, []], metavar="TIER")
             command.add_argument("--role", default="", help="only this role's scenario")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is under way is cleaned up then as well

@@ -41,6 +41,8 @@ LAB = {
     "ip": "iproute2",
     "mkfs.ext4": "e2fsprogs",
 }
+# A machine with a kernel of its own, for tests.
+VM = {**IMAGE, "mkfs.ext4": "e2fsprogs", "qemu-system-x86_64": "qemu-system-x86"}
 
 
 class MissingPrerequisitesError(Exception):
