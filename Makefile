@@ -124,7 +124,7 @@ test-roles: venv ## Molecule: each role on hosts of its own; one with ROLE=etcd
 	$(FREEHOLD) test roles --role "$(ROLE)"
 
 .PHONY: test-system
-test-system: venv ## a lab from nothing: hosts, images, orders, converge twice, check mode
+test-system: venv ## a lab from nothing: hosts, images, orders, alerts, a second run, power cuts, a deploy
 	$(FREEHOLD) test system
 
 .PHONY: test-vm

@@ -183,6 +183,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     machine = Machine(folder, write_inventory(folder, lab, ports[0]), *ports)
     forwards = f"hostfwd=tcp:127.0.0.1:{machine.https}-{vip}:443,hostfwd=tcp:127.0.0.1:{machine.metrics}-{address}:8405"
     command = [
+        # It ends with the tests, also where these are killed.
+        *("setpriv", "--pdeathsig", "TERM"),
         *(
             "qemu-system-x86_64",
             "-machine",
@@ -228,31 +230,44 @@ def test_it_takes_the_virtual_address_and_answers_users_there(machine: Machine) 
 
 
 def test_its_own_kernel_keeps_everybody_else_out(machine: Machine) -> None:
-    """Figures are for Prometheus's hosts: the port is open there, and another host on the same network gets no answer."""
+    """Figures are for Prometheus's hosts: the port is open there, and no other host on the same network gets as far as TLS.
+
+    At the users' port the same attempt does.
+    """
     assert machine.ask("ss --no-header --listening --numeric --tcp 'sport = :8405'").strip()
-    with closing(socket.create_connection(("127.0.0.1", machine.metrics), timeout=5)) as line:
-        # QEMU takes the connection, and ends it where the machine does not answer.
-        line.settimeout(SILENT_SECONDS)
-        line.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        try:
-            said = line.recv(1)
-        except (TimeoutError, ConnectionError):
-            said = b""
-    assert said == b""
     assert "policy drop" in machine.ask("nft list ruleset")
+    assert speaks_tls(machine.https)
+    assert not speaks_tls(machine.metrics)
 
 
-def test_its_clock_is_steered(machine: Machine) -> None:
-    """Hosts of the lab may set none."""
+def test_its_chrony_runs(machine: Machine) -> None:
+    """It tells how the clock is; whether it has reached a server is not asked, as not every machine reaches one."""
     assert "Leap status" in machine.ask("chronyc tracking")
+
+
+def speaks_tls(port: int) -> bool:
+    """Whether somebody answers on a forwarded port; QEMU takes each connection, and ends it where the machine does not."""
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=SILENT_SECONDS) as line,
+            trusting().wrap_socket(line),
+        ):
+            return True
+    except OSError:
+        return False
+
+
+def trusting() -> ssl.SSLContext:
+    """Return a context for a server whose certificate does not matter."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def asked(machine: Machine) -> tuple[int, str]:
     """Return status and type of the answer to a path that nothing serves, at the virtual address; 0 where there is none."""
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        with closing(HTTPSConnection("127.0.0.1", machine.https, timeout=30, context=context)) as line:
+        with closing(HTTPSConnection("127.0.0.1", machine.https, timeout=30, context=trusting())) as line:
             line.request("GET", "/nothing-is-here")
             answer = line.getresponse()
             return answer.status, answer.headers["Content-Type"]
