@@ -34,6 +34,9 @@ IMAGES = "localhost/freehold"
 START_SECONDS = 60
 # The weight of all hosts of a lab together, where one process of this machine has 1024.
 HOSTS_CPU_SHARES = 16384
+# The weight of a host that starts, where one that runs has 1024, and for how long.
+STARTING_CPU_SHARES = 128
+STARTING_SECONDS = 30
 EXIT_CODES = Path("/run/libpod/exits")
 OLD_IMAGE_DAYS = 7
 KEPT_IMAGES = 3  # of a tier: a change of a role makes another one, of up to a gigabyte
@@ -808,9 +811,20 @@ def _boot_command() -> str:
 
     podman puts a tmpfs over the journal, which is to outlive a power cut; on machines with hybrid cgroups the host gets
     a view of cgroups that has version 2 alone, as podman inside it needs, and finds its memory and limits of version 1 elsewhere, to read.
+
+    While it starts it gives way to the hosts that run, whose processors it would not have elsewhere: on a slow machine orders
+    waited for 5 s beside such a start.
     """
     steps = ["umount /var/log/journal"]
     if hybrid_cgroups():
+        # Held open, since the host does not see the file later.
+        steps += [
+            "mount -o remount,bind,rw /sys/fs/cgroup/cpu",
+            "exec 9> /sys/fs/cgroup/cpu/cpu.shares",
+            f"echo {STARTING_CPU_SHARES} >&9",
+            f"{{ (sleep {STARTING_SECONDS}; echo 1024 >&9) & }}",
+            "exec 9>&-",
+        ]
         # Were the controller of processors mounted, RabbitMQ would run on as many schedulers as the limit says.
         steps += [
             "mkdir -p /run/cgroup1/cpu /run/cgroup1/memory",
@@ -820,7 +834,7 @@ def _boot_command() -> str:
             "mount --bind /sys/fs/cgroup/memory /run/cgroup1/memory",
             "mount -o remount,bind,ro /run/cgroup1/memory",
         ]
-        steps += ["umount -R /sys/fs/cgroup", "mount -t cgroup2 cgroup2 /sys/fs/cgroup"]
+        steps += ["umount -R --lazy /sys/fs/cgroup", "mount -t cgroup2 cgroup2 /sys/fs/cgroup"]
     return " && ".join([*steps, "exec /sbin/init"])
 
 

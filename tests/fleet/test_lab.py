@@ -9,10 +9,11 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from freehold.lab import HostSpec, Lab, LabError, Volume, lab_name, run
+from freehold.lab import HostSpec, Lab, LabError, Volume, hybrid_cgroups, lab_name, run
 
 DATA = "/var/lib/data"
 
@@ -90,6 +91,20 @@ def test_a_host_comes_back_from_a_power_cut_as_it_was(lab: Lab, host: HostSpec) 
     assert lab.ssh(host.address, f"cat /etc/kept {DATA}/kept").split() == ["disk", "volume"]
     assert lab.known_hosts.read_text() == keys
     assert lab.up(host) is False
+
+
+@pytest.mark.skipif(not hybrid_cgroups(), reason="Hosts get weights on machines with hybrid cgroups only.")
+def test_a_host_that_starts_gives_way_to_those_that_run(lab: Lab, host: HostSpec) -> None:
+    """Its start takes from processors that are others' too; it counts as much as they do some time after."""
+    lab.power_cut(host.name)
+    lab.power_on(host.name)
+    container = lab.podman("container", "inspect", "--format", "{{.Id}}", lab.host(host.name).container).strip()
+    shares = Path(f"/sys/fs/cgroup/cpu/freehold-{lab.name}-hosts/libpod-{container}/cpu.shares")
+    assert shares.read_text(encoding="ascii").strip() == "128"
+    end = time.monotonic() + 60
+    while shares.read_text(encoding="ascii").strip() != "1024":
+        assert time.monotonic() < end
+        time.sleep(1)
 
 
 def test_a_host_that_podman_believes_alive_is_brought_back(lab: Lab, host: HostSpec) -> None:
