@@ -63,6 +63,14 @@ def test_an_empty_tier_is_refused(inventory: Inventory, tier: str) -> None:
     assert f"groups: {tier} empty or missing" in said
 
 
+def test_a_host_that_waits_to_become_an_app_host_is_accepted(inventory: Inventory) -> None:
+    """It is of no tier."""
+    inventory.hosts["standby"] = {
+        "hosts": {"app9": {"zone": "c", "address": "192.0.2.73", "memory_mb": 1024, "cpus": 1}}
+    }
+    assert inventory.judge("--limit", "app9,edge1") == (0, "")
+
+
 def test_an_edge_host_with_a_host_proxy_is_refused(inventory: Inventory) -> None:
     """Each of both would take the other's configuration away."""
     inventory.hosts["registry"] = {"hosts": {"edge1": {}, "ops1": {}}}

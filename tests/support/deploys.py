@@ -1,4 +1,4 @@
-"""Runs ansible/deploy.yml and ansible/site.yml as an operator does."""
+"""Runs ansible/deploy.yml, ansible/scale.yml and ansible/site.yml as an operator does."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ def run(services: str, image: str, archive: Path | None = None, /, **variables: 
     """Deploy an image to services, from an archive if there is one; return the playbook's status and all that it printed."""
     given = {"service": services, "image": image, **variables} | ({"archive": str(archive)} if archive else {})
     printed = _play("deploy", *NICE, arguments=("-e", json.dumps(given)))
+    return printed.returncode, printed.stdout + printed.stderr
+
+
+def scale(*arguments: str, **variables: object) -> tuple[int, str]:
+    """Run scale.yml; return the playbook's status and all that it printed."""
+    printed = _play("scale", *NICE, arguments=("-e", json.dumps(variables), *arguments))
     return printed.returncode, printed.stdout + printed.stderr
 
 
