@@ -126,12 +126,16 @@ class Fleet:
                 self._write(known | {place.tier: after})
         return before, after
 
-    def settle(self, tier: str) -> bool:
-        """Record that hosts that were to come are there, and that those that were to go are gone; return whether any was."""
+    def settle(self, tier: str, name: str) -> bool:
+        """Record that a host that was to come is there, or that one that was to go is gone; return whether it was."""
         with locked(self._lock):
             known = self.hosts()
             before = known.get(tier, [])
-            after = [replace(host, state=PRESENT) for host in before if host.state != LEAVING]
+            after = [
+                replace(host, state=PRESENT) if host.name == name else host
+                for host in before
+                if (host.name, host.state) != (name, LEAVING)
+            ]
             self._write(known | {tier: after})
         return before != after
 

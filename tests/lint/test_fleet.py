@@ -78,12 +78,13 @@ def test_what_came_is_there_and_what_went_is_forgotten(tmp_path: Path) -> None:
     """The record outlives the process, and what was added is not taken for declared."""
     fleet = Fleet(tmp_path)
     fleet.resize(4, LAB)
-    assert fleet.settle("app") is True
-    assert Fleet(tmp_path).hosts() == {"app": [host(3, "c"), host(4, "a")]}
+    assert fleet.settle("app", "app3") is True
+    assert Fleet(tmp_path).hosts() == {"app": [host(3, "c"), host(4, "a", ARRIVING)]}
+    fleet.settle("app", "app4")
     fleet.resize(3, replace(LAB, declared={**LAB.declared, "app3": "c", "app4": "a"}))
-    fleet.settle("app")
+    fleet.settle("app", "app4")
     assert Fleet(tmp_path).hosts() == {"app": [host(3, "c")]}
-    assert fleet.settle("app") is False
+    assert fleet.settle("app", "app3") is False
 
 
 @pytest.fixture

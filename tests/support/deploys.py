@@ -23,9 +23,9 @@ def run(services: str, image: str, archive: Path | None = None, /, **variables: 
     return printed.returncode, printed.stdout + printed.stderr
 
 
-def scale(*arguments: str, **variables: object) -> tuple[int, str]:
+def scale(**variables: object) -> tuple[int, str]:
     """Run scale.yml; return the playbook's status and all that it printed."""
-    printed = _play("scale", *NICE, arguments=("-e", json.dumps(variables), *arguments))
+    printed = _play("scale", *NICE, arguments=("-e", json.dumps(variables)))
     return printed.returncode, printed.stdout + printed.stderr
 
 

@@ -1,4 +1,4 @@
-"""Record how many hosts a tier is to have, or that those that were to come and go have done so."""
+"""Record how many hosts a tier is to have, or that one that was to come or go has done so."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ description:
 options:
   state:
     description: >-
-      C(resized) records C(count) hosts, some as arriving or leaving; C(settled) that they have arrived and left.
+      C(resized) records C(count) hosts, some as arriving or leaving; C(settled) that the host C(name) has arrived or left.
     choices: [resized, settled]
     required: true
   folder:
@@ -33,6 +33,9 @@ options:
     description: Whose hosts.
     type: str
     required: true
+  name:
+    description: The host that has arrived or left.
+    type: str
   count:
     description: How many hosts the tier is to have, the declared ones among them.
     type: int
@@ -75,6 +78,7 @@ class ActionModule(ActionBase):
                 "state": {"choices": ["resized", "settled"], "required": True},
                 "folder": {"type": "path", "required": True},
                 "tier": {"type": "str", "required": True},
+                "name": {"type": "str"},
                 "count": {"type": "int"},
                 "declared": {"type": "dict"},
                 "zones": {"type": "list", "elements": "str", "default": []},
@@ -82,11 +86,11 @@ class ActionModule(ActionBase):
                 "taken": {"type": "list", "elements": "str", "default": []},
                 "standby": {"type": "list", "elements": "dict", "default": []},
             },
-            required_if=[("state", "resized", ["count", "declared"])],
+            required_if=[("state", "resized", ["count", "declared"]), ("state", "settled", ["name"])],
         )
         fleet, dry = Fleet(Path(arguments["folder"])), bool(self._task.check_mode)
         if arguments["state"] == "settled":
-            result["changed"] = not dry and fleet.settle(arguments["tier"])
+            result["changed"] = not dry and fleet.settle(arguments["tier"], arguments["name"])
             return result
         place = Place(
             arguments["tier"],
