@@ -158,10 +158,21 @@ def test_of_two_playbooks_that_change_hosts_one_waits_and_says_for_whom(lab: Lab
         assert "never go" in waits.stdout.read()
 
 
-def test_a_check_of_more_hosts_changes_nothing(tmp_path: Path) -> None:
-    """It says what would come, and asks no host."""
+def test_an_inventory_that_reads_no_added_hosts_is_refused(tmp_path: Path) -> None:
+    """They would be recorded, and no playbook would know them."""
     given = tmp_path / "given.json"
     given.write_text(json.dumps(variables(tmp_path) | {"app_hosts": 3}), encoding="utf-8")
-    status, failures = run_playbook("ansible/scale.yml", ROOT / "inventories/lab", "-e", f"@{given}", "--check")
-    assert (status, failures) == (0, {})
+    status, failures = run_playbook("ansible/scale.yml", ROOT / "inventories/example", "-e", f"@{given}")
+    assert status
+    assert "Name the host in the group app of its hosts.yml" in str(failures)
     assert not Fleet(tmp_path).file.exists()
+
+
+def test_a_check_of_more_hosts_changes_nothing(lab: Lab) -> None:
+    """It says what would come, and asks no host."""
+    command = ["ansible-playbook", "-i", "inventories/lab", "-e", "app_hosts=3", "--check", "ansible/scale.yml"]
+    env = playbooks.environment(FREEHOLD_LAB=lab.name)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+    assert "come: app3; go: none" in done.stdout
+    assert not Fleet(lab.state).file.exists()
