@@ -16,7 +16,7 @@ from freehold import cost, docs, history, logs, playbooks, secrets, specs, statu
 from freehold.lab import Lab, LabError, cache_folder, lab_name
 from freehold.playbooks import InventoryError
 from freehold.prerequisites import MissingPrerequisitesError
-from freehold.progress import CommandError, console, phase
+from freehold.progress import ENDED_STATUS, CommandError, console, end_commands, phase
 from freehold.token import TokenError, access_token
 from freehold.up import LAB_INVENTORY, VAGRANT_INVENTORY, prepare, up
 
@@ -196,6 +196,12 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
 }
 
 
+def _end(*_: object) -> None:
+    """End with what is under way, which is cleaned up then as well."""
+    end_commands()
+    sys.exit(ENDED_STATUS)
+
+
 def main() -> int:
     """Run one subcommand and return the process's exit status."""
     parser = argparse.ArgumentParser(prog="freehold", description=__doc__)
@@ -225,7 +231,7 @@ def main() -> int:
             command.add_argument("tier", nargs="*", choices=[*testing.TIERS, *testing.SLOW, []], metavar="TIER")
             command.add_argument("--role", default="", help="only this role's scenario")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is under way is cleaned up then as well
+    signal.signal(signal.SIGTERM, _end)
     os.chdir(ROOT)
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     try:

@@ -16,6 +16,16 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 HEARTBEAT_SECONDS = 15
 LINES_SHOWN_ON_FAILURE = 25
 console = Console(highlight=False, soft_wrap=True)
+ENDED_STATUS = 143  # as by SIGTERM
+_under_way: set[subprocess.Popen[str]] = set()
+_ended = threading.Event()
+
+
+def end_commands() -> None:
+    """Ask all commands that phases run to end, those of other threads, too, which no exception reaches; none begins any more."""
+    _ended.set()
+    for process in list(_under_way):
+        process.terminate()
 
 
 class CommandError(Exception):
@@ -63,8 +73,10 @@ class Phase:
     ) -> None:
         """Run a command with its output in a log file; each line also goes to `on_line`.
 
-        Raises CommandError where it fails.
+        Raises CommandError where it fails, and SystemExit where all are to end.
         """
+        if _ended.is_set():
+            raise SystemExit(ENDED_STATUS)
         log.parent.mkdir(parents=True, exist_ok=True)
         with (
             log.open("w") as file,
@@ -80,6 +92,7 @@ class Phase:
             ) as process,
         ):
             assert process.stdout is not None
+            _under_way.add(process)
             try:
                 for line in process.stdout:
                     file.write(line)
@@ -89,6 +102,10 @@ class Phase:
             except BaseException:
                 process.terminate()
                 raise
+            finally:
+                _under_way.discard(process)
+        if _ended.is_set():
+            raise SystemExit(ENDED_STATUS)
         if process.returncode:
             raise CommandError(command, process.returncode, log)
 

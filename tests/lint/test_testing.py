@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -117,3 +120,30 @@ def test_a_tier_that_breaks_fails_the_whole(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(testing.TIERS, "app", whole)
     assert not testing.run(["lint", "app"])
     assert ran == ["app"]
+
+
+ENDS = """
+import signal, sys
+from pathlib import Path
+from freehold import cli, testing
+from freehold.progress import Phase
+
+signal.signal(signal.SIGTERM, cli._end)
+testing.LOGS = Path(sys.argv[1])
+checks = [testing.Check(f"check {number}", ["sh", "-c", f"echo $$ > {sys.argv[1]}/{number}; exec sleep 60"]) for number in range(4)]
+testing.run_checks(checks, Phase("test"))
+"""
+
+
+def test_a_run_that_is_ended_leaves_no_command_behind_and_begins_none(tmp_path: Path) -> None:
+    """Neither those under way in other threads nor those that wait for them."""
+    with subprocess.Popen([sys.executable, "-c", ENDS, str(tmp_path)], cwd=testing.ROOT) as run:
+        for _ in range(100):
+            if all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in "01"):
+                break
+            time.sleep(0.1)
+        started = [int((tmp_path / name).read_text()) for name in "01"]
+        run.terminate()
+        assert run.wait(20) == 143
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.suffix) == ["0", "1"]
+    assert [number for number in started if Path(f"/proc/{number}").exists()] == []
