@@ -67,6 +67,10 @@ secrets: venv ## add the missing secrets; for an inventory with a vault, print n
 status: venv ## show hosts, versions and who leads what
 	$(FREEHOLD) status --inventory $(INVENTORY)
 
+.PHONY: autoscale
+autoscale: venv ## have as many app hosts as the load asks for, until it is ended (Ctrl-C)
+	$(FREEHOLD) autoscale --inventory $(INVENTORY)
+
 .PHONY: logs
 logs: venv ## show lines of all hosts: make logs SERVICE=orders-api SINCE=15m TEXT=timeout HOST=app1 LINES=100
 	$(FREEHOLD) logs --inventory $(INVENTORY) --lines "$(LINES)" --host "$(HOST)" --since "$(SINCE)" --text "$(TEXT)" $(SERVICE)

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from freehold import cost, docs, history, logs, playbooks, secrets, specs, status, testing
+from freehold import cost, docs, follow, history, logs, playbooks, secrets, specs, status, testing
 from freehold.lab import Lab, LabError, cache_folder, lab_name
 from freehold.playbooks import InventoryError
 from freehold.prerequisites import MissingPrerequisitesError
 from freehold.progress import ENDED_STATUS, CommandError, console, end_commands, phase
 from freehold.token import TokenError, access_token
-from freehold.up import LAB_INVENTORY, VAGRANT_INVENTORY, prepare, up
+from freehold.up import LAB_INVENTORY, VAGRANT_INVENTORY, Run, prepare, up
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = "orders-worker-1"
@@ -126,6 +126,11 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0 if status.show(arguments.inventory) else 1
 
 
+def _autoscale(arguments: argparse.Namespace) -> int:
+    follow.follow(arguments.inventory, Run(arguments.inventory, 0.0).state)
+    return 0
+
+
 def _history(arguments: argparse.Namespace) -> int:
     return 0 if history.show(arguments.inventory, arguments.service) else 1
 
@@ -184,6 +189,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "converge": ("bring all hosts to what the inventory says", _converge),
     "secrets": ("add missing secrets, or print new ones for a vault", _secrets),
     "status": ("show hosts, versions and who leads what", _status),
+    "autoscale": ("have as many app hosts as the load asks for, until it is ended", _autoscale),
     "history": ("show what each service ran when", _history),
     "logs": ("show log lines of all hosts", _logs),
     "token": ("print an access token that may place orders", _token),

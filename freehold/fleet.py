@@ -13,11 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count as numbers
 from pathlib import Path
+from typing import Any
 
 from freehold.lab import locked
 
-# Not configured yet; configured; on its way out, and of no use to anybody any more.
-ARRIVING, PRESENT, LEAVING = "arriving", "present", "leaving"
+# Not configured yet; configured; on its way out, and of no use to anybody any more; the same, but dead, so that it is not taken back.
+ARRIVING, PRESENT, LEAVING, LOST = "arriving", "present", "leaving", "lost"
+GOING = (LEAVING, LOST)
 
 
 class FleetError(Exception):
@@ -66,8 +68,8 @@ class Place:
 def resize(hosts: Sequence[FleetHost], wanted: int, place: Place) -> list[FleetHost]:
     """Return the hosts beside the declared ones where the tier is to have so many; raise FleetError where it cannot.
 
-    New ones come where a zone has fewest, and go where it has most; what is not configured yet goes first. What is on its way out may
-    stay, and what waits is taken in before another is made.
+    New ones come where a zone has fewest, and go where it has most; what is not configured yet goes first. What is on its way out and not
+    lost may stay, and what waits is taken in before another is made.
     """
     if wanted < len(place.declared):
         raise FleetError(
@@ -76,7 +78,7 @@ def resize(hosts: Sequence[FleetHost], wanted: int, place: Place) -> list[FleetH
         )
     found = list(hosts)
     while True:
-        staying = [host for host in found if host.state != LEAVING]
+        staying = [host for host in found if host.state not in GOING]
         zones = Counter([*place.declared.values(), *(host.zone for host in staying)])
         missing = wanted - len(place.declared) - len(staying)
         if not missing:
@@ -89,7 +91,10 @@ def resize(hosts: Sequence[FleetHost], wanted: int, place: Place) -> list[FleetH
             continue
         leaving = [host for host in found if host.state == LEAVING]
         made = leaving + list(place.standby)
-        spare = leaving + place.spare(found)
+        waiting = {host.name for host in place.standby}
+        # One that was dead may be back: the last choice.
+        lost = [host for host in found if host.state == LOST and host.name in waiting]
+        spare = leaving + place.spare(found) or lost
         if not spare:
             raise FleetError(f"{place.tier}: {missing} more are asked for, and none is left to be had.")
         chosen = min(spare, key=lambda host: (zones[host.zone], host not in made, host.zone, host.name))
@@ -126,6 +131,16 @@ class Fleet:
                 self._write(known | {place.tier: after})
         return before, after
 
+    def lose(self, tier: str, names: Iterable[str]) -> bool:
+        """Record that hosts are dead, and return whether any was not so before: they go, and others come by the next `resize`."""
+        lost = set(names)
+        with locked(self._lock):
+            known = self.hosts()
+            before = known.get(tier, [])
+            after = [replace(host, state=LOST) if host.name in lost else host for host in before]
+            self._write(known | {tier: after})
+        return before != after
+
     def settle(self, tier: str, name: str) -> bool:
         """Record that a host that was to come is there, or that one that was to go is gone; return whether it was."""
         with locked(self._lock):
@@ -134,10 +149,23 @@ class Fleet:
             after = [
                 replace(host, state=PRESENT) if host.name == name else host
                 for host in before
-                if (host.name, host.state) != (name, LEAVING)
+                if host.name != name or host.state not in GOING
             ]
             self._write(known | {tier: after})
         return before != after
+
+    def into(self, inventory: Any) -> None:  # noqa: ANN401
+        """Give an inventory of Ansible's the added hosts: in their tier and `fleet_added`, or what is said of their state."""
+        for group in ("fleet_added", "fleet_arriving", "fleet_leaving"):
+            inventory.add_group(group)
+        for tier, hosts in self.hosts().items():
+            for host in hosts:
+                groups = {ARRIVING: [tier, "fleet_arriving"], PRESENT: [tier]}.get(host.state, ["fleet_leaving"])
+                for group in ["fleet_added", *groups]:
+                    inventory.add_group(group)
+                    inventory.add_host(host.name, group)
+                inventory.set_variable(host.name, "zone", host.zone)
+                inventory.set_variable(host.name, "address", host.address)
 
     def _write(self, hosts: Mapping[str, Sequence[FleetHost]]) -> None:
         kept = {

@@ -13,6 +13,7 @@ import re
 import socket
 import subprocess
 import sys
+import urllib.parse
 from typing import Any
 
 PKI = "/etc/freehold/pki"
@@ -36,6 +37,11 @@ PARTS = {
 }
 
 SCALING = ("freehold-autoscaler", "freehold-replicas")
+COUNTS = (
+    "max by (__name__, service, tier) "
+    '({__name__=~"freehold_(replicas|hosts)_(recorded|least|most)|freehold:hosts_present"}) '
+    'or sum by (__name__, service) ({__name__="freehold_replicas_ready"})'
+)
 
 
 def run(*command: str, **environment: str) -> str:
@@ -122,15 +128,25 @@ def edge(vip: str) -> dict[str, Any]:
     return {"holds": vip in run("ip", "-4", "address", "show", "to", vip), "problems": problems}
 
 
-def alerts() -> list[dict[str, str]]:
-    """Return the labels of the alerts that fire, as this host's Prometheus sees them."""
+def prometheus(path: str) -> Any:  # noqa: ANN401
+    """Return what this host's Prometheus answers."""
     with open("/etc/default/prometheus", encoding="utf-8") as file:
         found = re.search(r"--web\.listen-address=(\S+)", file.read())
     if not found:
         raise RuntimeError("prometheus: it was not configured")
     files = ("--cacert", f"{PKI}/ca.crt", "--cert", f"{PKI}/prometheus.crt", "--key", f"{PKI}/prometheus.key")
-    answer = json.loads(run("curl", "-sS", "-m", "5", *files, f"https://{found[1]}/api/v1/alerts"))
-    return [alert["labels"] for alert in answer["data"]["alerts"] if alert["state"] == "firing"]
+    return json.loads(run("curl", "-sS", "-m", "5", *files, f"https://{found[1]}/api/v1/{path}"))["data"]
+
+
+def alerts() -> list[dict[str, str]]:
+    """Return the labels of the alerts that fire, as this host's Prometheus sees them."""
+    return [alert["labels"] for alert in prometheus("alerts")["alerts"] if alert["state"] == "firing"]
+
+
+def counts() -> list[tuple[dict[str, str], float]]:
+    """Return how many replicas and hosts are recorded, there and allowed: the labels of each figure, `__name__` too, and its value."""
+    found = prometheus(f"query?query={urllib.parse.quote(COUNTS)}")["result"]
+    return [(one["metric"], float(one["value"][1])) for one in found]
 
 
 def tell(question: Any, *arguments: Any) -> Any:  # noqa: ANN401
@@ -193,6 +209,7 @@ def status(vip: str) -> dict[str, Any]:
         answers["rabbitmq"] = tell(rabbitmq)
     if "prometheus" in known:
         answers["alerts"] = tell(alerts)
+        answers["counts"] = tell(counts)
     answers["holds_vip"] = bool(vip) and vip in run("ip", "-4", "address", "show", "to", vip)
     return answers
 

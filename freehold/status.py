@@ -17,6 +17,8 @@ PROBE = ROOT / "freehold/probe.py"
 NOBODY = "nobody: alertmanager_receivers is empty, see docs/observability.md"
 RUNNING = {"running", "listening", "exited"}
 
+FIGURES = ("recorded", "least", "most")
+
 Answers = dict[str, dict[str, Any]]
 
 
@@ -42,6 +44,8 @@ def show(inventory: str) -> bool:
     for part, (leader, complaint) in _leaders(hosts, answers, vip).items():
         console.print(f"{part:<22} {leader}", markup=False)
         complaints += [complaint] if complaint else []
+    for what, words in _counts(answers).items():
+        console.print(f"{what:<22} {words}", markup=False)
     receivers = [str(receiver["name"]) for receiver in first["alertmanager_receivers"] or []]
     firing, complaint = _alerts(answers)
     complaints += [complaint] if complaint else []
@@ -123,6 +127,27 @@ def _leaders(hosts: Answers, answers: Answers, vip: str) -> dict[str, tuple[str,
     queues: list[dict[str, Any]] = next(_each(answers, "rabbitmq"), [])
     led = [f"{queue['queue']} {str(queue['leader']).rpartition('@')[2].partition('.')[0]}" for queue in queues]
     found["RabbitMQ queues"] = (", ".join(sorted(led)) or "none", "" if led else "RabbitMQ: no queue is known")
+    return found
+
+
+def _counts(answers: Answers) -> dict[str, str]:
+    """Return of each service that follows the load how many replicas are ready, and of each such tier how many hosts answer."""
+    figures: dict[tuple[str, str], float] = {}
+    for told in _each(answers, "counts"):
+        for labels, value in told:
+            figures[labels["__name__"], labels.get("service") or labels["tier"]] = value
+    found: dict[str, str] = {}
+    for what, there, prefix in (
+        ("replicas", "freehold_replicas_ready", "freehold_replicas"),
+        ("hosts", "freehold:hosts_present", "freehold_hosts"),
+    ):
+        names = sorted(name for figure, name in figures if figure == f"{prefix}_recorded")
+        words = []
+        for name in names:
+            recorded, least, most = (f"{figures.get((f'{prefix}_{part}', name), 0):.0f}" for part in FIGURES)
+            words.append(f"{name} {figures.get((there, name), 0):.0f} of {recorded} ({least} to {most})")
+        if words:
+            found[f"{what} by load"] = ", ".join(words)
     return found
 
 

@@ -21,11 +21,12 @@ def dashboard() -> Dashboard:
     """Return the dashboard."""
     return sheet(
         "autoscaling",
-        "Services whose replicas follow the load: how many there are, what asks for more or fewer, and whether hosts follow.",
+        "What follows the load, services' replicas and app hosts: how many there are, what asks for more or fewer, and whether it comes.",
         [
             Row("How many, and why", [counts(), ratios()]),
             Row("On the hosts", [by_host(), failed(), read()]),
             Row("Each replica", [processors(), requests()]),
+            Row("App hosts", [hosts(), host_ratios()]),
             Row("Autoscalers", [active(), decisions(), failures()]),
         ],
         VARIABLES,
@@ -121,6 +122,33 @@ def requests() -> Panel:
     )
 
 
+def hosts() -> Panel:
+    return look.lines(
+        "App hosts: recorded, asked for, there",
+        "How many the record says, how many the load asks for, how many answer; and the bounds of the policy. `make autoscale` carries it out.",
+        Query("max by (tier) (freehold_hosts_recorded)", "{{tier}} recorded"),
+        Query("max by (tier) (freehold:hosts_desired)", "{{tier}} asked for"),
+        Query("max by (tier) (freehold:hosts_present)", "{{tier}} there"),
+        Query("min by (tier) (freehold_hosts_least)", "{{tier}} least"),
+        Query("max by (tier) (freehold_hosts_most)", "{{tier}} most"),
+        unit=look.COUNT,
+        width=12,
+        down="capacity",
+    )
+
+
+def host_ratios() -> Panel:
+    return look.lines(
+        "Metrics of their targets, app hosts",
+        "Above 110 % more hosts are asked for, below 90 % fewer where those would do; of several metrics the greatest decides.",
+        Query('max by (tier, metric) (freehold:scaling_ratio{tier!=""})', "{{tier}} {{metric}}"),
+        unit=look.RATIO,
+        limits=look.TARGET,
+        width=12,
+        down="replicas",
+    )
+
+
 def active() -> Panel:
     return look.states(
         "Active",
@@ -139,6 +167,10 @@ def decisions() -> Panel:
         Query(
             f"sum by (service, direction) (increase(freehold_autoscaler_decisions_total{{{SERVICE}}}[5m]))",
             "{{service}} {{direction}}",
+        ),
+        Query(
+            'sum by (tier, direction) (increase(freehold_autoscaler_decisions_total{tier!=""}[5m]))',
+            "{{tier}} {{direction}}",
         ),
         unit=look.COUNT,
     )

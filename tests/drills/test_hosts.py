@@ -1,13 +1,20 @@
-"""App hosts come and go by hand while orders come in, and nobody notices."""
+"""App hosts come and go, by hand and with the load, while orders come in, and nobody notices."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+import yaml
 
+from freehold import follow
 from freehold.fleet import Fleet
 from tests.support import deploys, health, ledger, watch
 from tests.support.orders import Load
@@ -30,6 +37,21 @@ def scaled(expected: int = 0, **variables: object) -> float:
     status, printed = deploys.scale(**variables)
     assert status == expected, printed[-4000:]
     return round(time.monotonic() - started, 1)
+
+
+def first_request(site: Site, host: str, since: float) -> float:
+    """Return when an edge first had an answer of a host, in seconds of the clock, as its log has it."""
+    command = f'sudo journalctl --unit=haproxy --since=@{since:.0f} --output=short-unix --grep=\'"server": "{host}"\''
+    said = site.ask_all(site.groups["edge"], f"{command} | head -n 1")
+    return min(
+        (float(line.split()[0]) for line in said.values() if isinstance(line, str) and line[:1].isdigit()),
+        default=math.inf,
+    )
+
+
+def active(site: Site, host: str) -> bool:
+    """Return whether a host's autoscaler is the active one."""
+    return "freehold_autoscaler_active 1\n" in site.ask(host, "curl -sS http://127.0.0.1:9109/")
 
 
 def requests(site: Site, host: str) -> float:
@@ -87,4 +109,151 @@ def test_hosts_that_do_not_answer_hold_up_nothing(site: Site) -> None:
         site.lab.power_on(dead)
     assert {host.name for host in site.lab.hosts()} == declared
     assert Fleet(site.lab.state).hosts() == {}
+    health.wait_until_whole(site, WHOLE_SECONDS)
+
+
+@pytest.mark.skipif(not os.environ.get("FREEHOLD_FULL"), reason="takes eight minutes: make test-full")
+def test_a_host_that_waits_is_taken_in_and_waits_again_afterwards(site: Site) -> None:
+    """Before a new one is made; it keeps its disks and gives up all services."""
+    spare = "spare1"
+    file = ROOT / "inventories/lab/zz_drill.yml"
+    variables = yaml.safe_load((ROOT / "inventories/lab/group_vars/app.yml").read_text(encoding="utf-8"))
+    variables |= {"zone": "c", "address": f"{site.lab.prefix}.100", "fleet_tier": "app"}
+    file.write_text(yaml.safe_dump({"all": {"children": {"standby": {"hosts": {spare: variables}}}}}), encoding="utf-8")
+
+    def containers() -> str:
+        return site.lab.ssh(site.lab.host(spare).address, "sudo podman ps --format '{{.Names}}'")
+
+    try:
+        deploys.make_hosts(spare)
+        for _ in range(2):
+            recap, _, printed = deploys.converge()
+            assert all(host.failed == 0 for host in recap.values()), printed[-4000:]
+        assert {name for name, host in recap.items() if host.changed} == set(), printed
+        scaled(app_hosts=3)
+        assert added(site) == {spare: "present"}
+        assert "orders-worker" in containers()
+        scaled(app_hosts=2)
+        assert added(site) == {}
+        assert containers().strip() == ""
+    finally:
+        file.unlink()
+        site.lab.down(spare)
+        deploys.converge()
+
+
+# As the lab's, but for its patience, and by what is the same on any machine.
+REPLICAS = {
+    "min": 2,
+    "max": 3,
+    "metrics": [{"name": "rate", "target": 4}],
+    "up": {"pause_seconds": 5},
+    "down": {"window_seconds": 30, "step": 4, "pause_seconds": 5},
+}
+SERVICES = "{{ [topology_order_services[0] | combine({'scaling': drill_policy})] + topology_order_services[1:] }}"
+LOW_RATE, MORE_RATE = 5, 10
+COME_SECONDS, GO_SECONDS = 240, 300
+# Two minutes until it is taken for dead, and as long as one takes to come.
+STAYS_SECONDS = 60
+REPLACED_SECONDS = 120 + COME_SECONDS
+
+
+@contextmanager
+def following(least: int) -> Iterator[None]:
+    """Have app hosts follow the load, one a replica, as an operator does: policies in the inventory, and `make autoscale`."""
+    hosts = {
+        "min": least,
+        "max": 3,
+        "metrics": [{"name": "replicas", "target": 1}],
+        "up": {"pause_seconds": 5},
+        "down": {"window_seconds": 30, "pause_seconds": 5},
+    }
+    # Read last of the folder's files.
+    file = ROOT / "inventories/lab/group_vars/all/zz_drill.yml"
+    file.write_text(
+        yaml.safe_dump({"topology_host_scaling": hosts, "drill_policy": REPLICAS, "services": SERVICES}),
+        encoding="utf-8",
+    )
+    log = ROOT / "build/log/autoscale.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        for role in ("prometheus", "autoscaler"):
+            watch.configure(role)
+        with (
+            log.open("w", encoding="utf-8") as printed,
+            subprocess.Popen(
+                [*deploys.NICE, sys.executable, "-m", "freehold", "autoscale"], stdout=printed, stderr=printed, cwd=ROOT
+            ) as process,
+        ):
+            try:
+                yield
+                assert process.poll() is None, log.read_text(encoding="utf-8")
+            finally:
+                process.terminate()
+    finally:
+        file.unlink()
+        for role in ("prometheus", "autoscaler"):
+            watch.configure(role)
+
+
+def added(site: Site) -> dict[str, str]:
+    """Return the added hosts, each with its state."""
+    return {host.name: host.state for host in Fleet(site.lab.state).hosts().get("app", [])}
+
+
+def settled(site: Site, wanted: dict[str, str]) -> list[str]:
+    """Return what the added hosts are where they are not as wanted."""
+    found = added(site)
+    return [] if found == wanted else [f"added: {found}"]
+
+
+@pytest.mark.skipif(not os.environ.get("FREEHOLD_FULL"), reason="takes six minutes: make test-full")
+def test_app_hosts_follow_the_load_though_an_ops_host_dies_meanwhile_and_no_order_fails(site: Site) -> None:
+    """One comes with the replicas that do not fit and takes requests; the active autoscaler dies, and it goes by the other's word."""
+    ledger.stock_up(site, SKUS)
+    low = Load(site, SKUS, rate=LOW_RATE, most_seconds=900, name="hosts-low")
+    more = Load(site, SKUS, rate=MORE_RATE, most_seconds=COME_SECONDS + SERVED_SECONDS, name="hosts-more")
+    report: dict[str, object] = {}
+    with following(least=2), low.running():
+        with more.running():
+            watch.wait_for(lambda: settled(site, {"app3": "present"}), COME_SECONDS)
+            watch.wait_for(lambda: [] if requests(site, "app3") > 0 else ["app3 takes no requests"], SERVED_SECONDS)
+            # The other one also lets people log in, which is another drill's.
+            site.ask("ops2", "sudo systemctl restart freehold-autoscaler")
+            watch.wait_for(lambda: [] if active(site, "ops1") else ["ops1 is not the active one"], SERVED_SECONDS)
+            site.lab.power_cut("ops1")
+        started = time.monotonic()
+        watch.wait_for(lambda: settled(site, {}), GO_SECONDS)
+        report["go_s"] = round(time.monotonic() - started, 1)
+        site.lab.power_on("ops1")
+    step = min(attempt.intended for attempt in more.attempts) + time.time() - time.monotonic()
+    report["first_request_s"] = round(first_request(site, "app3", step) - step, 1)
+    failed = low.failed + more.failed
+    report |= {"failed": len(failed), "p99_ms": {"low": low.quantile_ms(0.99), "more": more.quantile_ms(0.99)}}
+    REPORT.write_text(json.dumps(report) + "\n", encoding="utf-8")
+    assert not failed, low.complaint() + more.complaint()
+    assert ledger.check(site, low.accepted | more.accepted).faults == []
+    health.wait_until_whole(site, WHOLE_SECONDS)
+
+
+@pytest.mark.skipif(not os.environ.get("FREEHOLD_FULL"), reason="takes eight minutes: make test-full")
+def test_a_dead_app_host_is_replaced(site: Site) -> None:
+    """An added one goes without a trace and another comes; for a declared one there is one more as long as it is dead."""
+    declared = {host.name for host in site.lab.hosts()}
+    with following(least=3):
+        watch.wait_for(lambda: settled(site, {"app3": "present"}), COME_SECONDS)
+        site.lab.power_cut("app3")
+        watch.wait_for(lambda: settled(site, {"app4": "present"}), REPLACED_SECONDS)
+        assert not (site.lab.state / "volumes" / "app3").exists()
+    with following(least=2):
+        watch.wait_for(lambda: settled(site, {}), GO_SECONDS)
+        site.lab.power_cut("app1")
+        try:
+            watch.wait_for(lambda: settled(site, {"app3": "present"}), REPLACED_SECONDS)
+            time.sleep(STAYS_SECONDS)
+            assert added(site) == {"app3": "present"}
+        finally:
+            site.lab.power_on("app1")
+        watch.wait_for(lambda: settled(site, {}), follow.RETURN_SECONDS + GO_SECONDS)
+    assert {host.name for host in site.lab.hosts()} == declared
     health.wait_until_whole(site, WHOLE_SECONDS)

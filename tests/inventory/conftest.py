@@ -63,6 +63,8 @@ class Inventory:
         self.hosts: dict[str, Any] = yaml.safe_load((LAB / "hosts.yml").read_text())["all"]["children"]
         self.everywhere: dict[str, Any] = yaml.safe_load((LAB / "group_vars/all/main.yml").read_text())
         self.everywhere |= {"lab_prefix": PREFIX, **variables(folder / "state")}
+        # It is a file of its own, beside which nothing says which hosts were added.
+        del self.everywhere["topology_host_scaling"]
         self.group_variables = {
             path.stem: yaml.safe_load(path.read_text()) for path in sorted((LAB / "group_vars").glob("*.yml"))
         }

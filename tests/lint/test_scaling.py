@@ -1,4 +1,4 @@
-"""How many replicas the load asks for, how they change by steps and pauses, and on which hosts they are.
+"""How many replicas and hosts the load asks for, how they change by steps and pauses, and on which hosts replicas are.
 
 The rules are rendered as the role does it, of one service a promise, and promtool plays all of them in one run.
 """
@@ -338,6 +338,108 @@ PROMISES = [
 NAMES = {promise.says: f"service-{number}" for number, promise in enumerate(PROMISES)}
 
 
+# Three replicas fit on a host, which is to use half of its processors; what leaves does not count.
+HOST_POLICY = {
+    "min": 2,
+    "max": 9,
+    "metrics": [{"name": "replicas", "target": 3}, {"name": "cpu", "target": 0.5}],
+    "down": {"window_seconds": 60},
+}
+GOES = {"fleet_leaving": ["app4"]}
+# Prometheus's usual interval, in samples of the tests'.
+SCRAPED = 15
+
+
+def hosts(
+    says: str,
+    then: Mapping[int, int | None],
+    *,
+    recorded: int,
+    replicas: int,
+    used: Sequence[float],
+    up: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return a test of promtool's: so many hosts and replicas are recorded, hosts use so much, and so many hosts are asked for when."""
+    series = {
+        'freehold_hosts_recorded{tier="app", instance="ops1"}': steady(recorded),
+        'freehold_replicas_recorded{service="orders-api", instance="ops1"}': steady(replicas),
+        # Not of this tier, or not known to it any more.
+        'freehold_replicas_recorded{service="elsewhere", instance="ops1"}': steady(50),
+        'host_cpu_seconds_total{instance="app4"}': f"0+{4 * EVERY}x{LONG}",
+        'host_cpus{instance="app4"}': steady(4),
+        'up{job="node", instance="app4"}': steady(1),
+    }
+    for place, cores in enumerate(used):
+        series[f'host_cpu_seconds_total{{instance="{HOSTS[place]}"}}'] = f"0+{cores * EVERY}x{LONG}"
+        series[f'host_cpus{{instance="{HOSTS[place]}"}}'] = steady(4)
+        series[f'up{{job="node", instance="{HOSTS[place]}"}}'] = up[place] if up else steady(1)
+    asked = 'freehold:hosts_target{tier="app"}'
+    expected = [
+        {"expr": asked, "eval_time": f"{at}s", "exp_samples": [{"labels": asked, "value": value}]}
+        for at, value in then.items()
+    ]
+    return {
+        "name": says,
+        "interval": f"{EVERY}s",
+        "input_series": [{"series": one, "values": samples} for one, samples in series.items()],
+        "promql_expr_test": expected,
+    }
+
+
+def dead(says: str, up: Mapping[str, str], then: Mapping[int, Sequence[str]]) -> dict[str, Any]:
+    """Return a test of promtool's: of which hosts it is said when that they are dead, by what answered."""
+    expected = [
+        {
+            "expr": "freehold:host_dead",
+            "eval_time": f"{at}s",
+            "exp_samples": [
+                {"labels": f'freehold:host_dead{{instance="{host}", tier="app"}}', "value": 0} for host in names
+            ],
+        }
+        for at, names in then.items()
+    ]
+    series = [{"series": f"up{{{labels}}}", "values": samples} for labels, samples in up.items()]
+    return {"name": says, "interval": f"{SCRAPED}s", "input_series": series, "promql_expr_test": expected}
+
+
+HOST_PROMISES = [
+    hosts("replicas that do not fit ask for a host", {20: 3}, recorded=2, replicas=7, used=[1, 1]),
+    hosts("replicas that fit ask for none", {20: 2, 190: 2}, recorded=2, replicas=6, used=[1, 1]),
+    hosts(
+        "processors ask for as many as there are, times use / target", {70: 4}, recorded=2, replicas=2, used=[3.6, 3.6]
+    ),
+    hosts("the greater of two metrics decides", {70: 3}, recorded=2, replicas=9, used=[2, 2]),
+    hosts("fewer are asked for after the window", {50: 3, 70: 2}, recorded=3, replicas=3, used=[1, 1, 1]),
+    hosts("a host that is to come counts as one that does nothing", {70: 4}, recorded=3, replicas=2, used=[3.6, 3.6]),
+    hosts("none goes while one is to come", {20: 3, 190: 3}, recorded=3, replicas=2, used=[0.4, 0.4]),
+    hosts(
+        "none goes while one is silent",
+        {70: 3, 190: 3},
+        recorded=3,
+        replicas=2,
+        used=[0.4, 0.4, 0.4],
+        up=[steady(1), steady(1), steady(0)],
+    ),
+    dead(
+        "a host of which nothing answers for two minutes is dead",
+        {
+            'job="node", instance="app1"': f"{steady(1, 10)} {steady(0)}",
+            'job="replicas", instance="app1"': f"{steady(1, 10)} {steady(0)}",
+            'job="node", instance="app2"': f"{steady(1, 10)} {steady(0)}",
+            'job="replicas", instance="app2"': steady(1),
+            'job="node", instance="app4"': f"{steady(1, 10)} {steady(0)}",
+        },
+        {240: [], 270: ["app1"]},
+    ),
+    dead(
+        "a host that answered again is not",
+        {'job="node", instance="app1"': f"1 {steady(0, 12)} 1 {steady(0)}"},
+        {225: [], 310: []},
+    ),
+    dead("one that is watched since less is not", {'job="node", instance="app1"': steady(0)}, {75: [], 120: ["app1"]}),
+]
+
+
 @dataclass(frozen=True)
 class Played:
     """What came of it."""
@@ -346,6 +448,8 @@ class Played:
     none: dict[str, Any]  # where no service has a policy
     said: str  # by promtool, of what was not kept
     status: int
+    of_hosts: Path  # the rules of hosts
+    promtool: Path
 
 
 def _group(file: Path) -> dict[str, Any]:
@@ -378,10 +482,18 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
             "connection": "local",
             "gather_facts": False,
             "vars_files": [str(ROOT / "roles/prometheus/vars/main.yml")],
-            "vars": {"file": file, "topology_services": having},
+            "vars": {"file": file, "topology_services": having, "topology_host_policies": policies},
             "tasks": [render],
         }
-        for file, having in (("all.yml", services), ("none.yml", [always]))
+        for file, having, policies in (
+            ("all.yml", services, []),
+            ("none.yml", [always], []),
+            (
+                "hosts.yml",
+                [always],
+                scaling.host_policies(HOST_POLICY, services, {"app": [*HOSTS, "app4"], **GOES}, "app"),
+            ),
+        )
     ]
     (folder / "play.yml").write_text(yaml.safe_dump(plays), encoding="utf-8")
     assert run_playbook(str(folder / "play.yml"), Path("localhost,")) == (0, {})
@@ -403,7 +515,14 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
         encoding="utf-8",
     )
     done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, check=False)
-    return Played(_group(folder / "all.yml"), _group(folder / "none.yml"), done.stdout + done.stderr, done.returncode)
+    return Played(
+        _group(folder / "all.yml"),
+        _group(folder / "none.yml"),
+        done.stdout + done.stderr,
+        done.returncode,
+        folder / "hosts.yml",
+        promtool,
+    )
 
 
 @pytest.mark.parametrize("says", NAMES)
@@ -416,6 +535,16 @@ def test_a_promise_is_kept(played: Played, says: str) -> None:
 def test_promtool_complains_of_nothing_else(played: Played) -> None:
     """Such as of a test that it cannot read."""
     assert played.status == 0, played.said
+
+
+@pytest.mark.parametrize("promise", [pytest.param(one, id=str(one["name"])) for one in HOST_PROMISES])
+def test_a_promise_of_hosts_is_kept(played: Played, promise: dict[str, Any], tmp_path: Path) -> None:
+    """Of as many hosts as the record says, and what they run and use."""
+    test = {"rule_files": [str(played.of_hosts)], "evaluation_interval": f"{EVERY}s", "tests": [promise]}
+    (tmp_path / "promise.yml").write_text(yaml.safe_dump(test), encoding="utf-8")
+    command = [str(played.promtool), "test", "rules", str(tmp_path / "promise.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_service_without_a_policy_has_no_rules(played: Played) -> None:
@@ -443,6 +572,16 @@ def test_replicas_are_spread_evenly_and_the_first_by_name_have_one_more(most: in
 
 
 POLICY = {"min": 2, "max": 7, "metrics": [{"name": "cpu", "target": 0.7}]}
+
+
+def test_a_policy_of_hosts_has_its_patience() -> None:
+    """A host takes longer to come than a replica; a tier without one has no policy."""
+    (policy,) = scaling.host_policies({**HOST_POLICY, "down": {}}, [], {"app": list(HOSTS)}, "app")
+    assert policy["up"] == {"window_seconds": 0, "step": 1, "pause_seconds": 120}
+    assert policy["down"] == {"window_seconds": 600, "step": 1, "pause_seconds": 300}
+    assert scaling.host_policies({}, [], {"app": list(HOSTS)}, "app") == []
+
+
 SCALED = {"name": "orders-api", "hosts": "app", "replicas": 1, "cpus": 1.5, "scaling": POLICY}
 
 
@@ -511,3 +650,91 @@ def test_replicas_change_by_steps_and_with_pauses(now: int, target: float, since
 def test_bounds_win_over_steps_pauses_and_what_is_asked_for(now: int, inside: int, target: float, since: float) -> None:
     """A policy that was changed holds at once."""
     assert PACE.next(now, target, since) == inside
+
+
+class Around:
+    """In place of etcd, Prometheus and the lease, for what an autoscaler tells of hosts."""
+
+    def __init__(self, hosts: int, present: int, dead: Sequence[str]) -> None:
+        self.entries = (
+            {"app": {"hosts": hosts, "at": "2026-01-01T00:00:00+00:00", "reason": "of before"}} if hosts else {}
+        )
+        self.present, self.dead = present, set(dead)
+        self.recorded: list[int] = []
+        self.etcd = self.prometheus = True
+
+    def keep(self) -> bool:
+        """Hold the lease."""
+        return True
+
+    held = True
+
+    def scalings(self, _folder: str) -> dict[str, Any]:
+        """Return the record."""
+        if not self.etcd:
+            raise autoscaler.RecordUnreachableError
+        return self.entries
+
+    def scale(self, _name: str, count: int, **_: object) -> bool:
+        """Write the record."""
+        self.recorded.append(count)
+        self.entries = {"app": {"hosts": count, "at": "2026-01-01T00:00:00+00:00", "reason": "of now"}}
+        return True
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        """Answer a query."""
+        if not self.prometheus:
+            raise autoscaler.UnknownError
+        there = query == autoscaler.PRESENT and self.present
+        return [{"metric": {"tier": "app"}, "value": [0, str(self.present)]}] if there else []
+
+    def agreed(self, _query: str, _label: str) -> set[str]:
+        """Name dead hosts."""
+        return self.dead
+
+
+def told_of_hosts(around: Around, *, dry_run: bool = False) -> dict[str, Any]:
+    """Return what an autoscaler tells of hosts after a round."""
+    pace = {"step": 1, "pause_seconds": 0}
+    policy = {"name": "app", "min": 2, "max": 4, "up": pace, "down": pace}
+    config = {"host": "ops1", "dry_run": dry_run, "policies": [], "host_policies": [policy]}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("Record", "Prometheus"):
+            patch.setattr(autoscaler, name, lambda _config: around)
+        patch.setattr(autoscaler, "Leadership", lambda *_: around)
+        one = autoscaler.Autoscaler(config | {"record": {}})
+    one.round()
+    found: dict[str, Any] = one.hosts()
+    return found
+
+
+def test_an_autoscaler_tells_how_many_hosts_there_are_to_be_and_which_are_dead() -> None:
+    """And why so many."""
+    tier = {"hosts": 3, "most": 4, "reason": "of before", "dead": ["app3"]}
+    assert told_of_hosts(Around(3, 3, ["app3"])) == {"active": True, "tiers": {"app": tier}}
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_which_hosts_are_dead_is_not_known_without_prometheus_nor_told_where_nothing_is_to_be_done(
+    dry_run: bool,
+) -> None:
+    """That is another answer than none."""
+    around = Around(3, 3, ["app3"])
+    around.prometheus = dry_run
+    told = told_of_hosts(around, dry_run=dry_run)
+    assert (told["active"], told["tiers"]["app"]["dead"]) == (True, None)
+
+
+def test_without_etcd_nobody_is_told_anything() -> None:
+    """What was recorded may have changed."""
+    around = Around(3, 3, [])
+    around.etcd = False
+    assert told_of_hosts(around) == {"active": False, "tiers": {}}
+
+
+@pytest.mark.parametrize(("present", "begins"), [(3, [3]), (9, [4]), (1, [2]), (0, [])])
+def test_a_policy_begins_with_as_many_hosts_as_there_are(present: int, begins: list[int]) -> None:
+    """Within its bounds; fewer would go at once. Nothing is told before, nor where nobody knows how many there are."""
+    around = Around(0, present, [])
+    assert told_of_hosts(around)["tiers"] == {}
+    assert around.recorded == begins

@@ -1,4 +1,4 @@
-"""Runs ansible/deploy.yml, ansible/scale.yml and ansible/site.yml as an operator does."""
+"""Runs ansible/deploy.yml, ansible/lab.yml, ansible/scale.yml and ansible/site.yml as an operator does."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def scale(**variables: object) -> tuple[int, str]:
     """Run scale.yml; return the playbook's status and all that it printed."""
     printed = _play("scale", *NICE, arguments=("-e", json.dumps(variables)))
     return printed.returncode, printed.stdout + printed.stderr
+
+
+def make_hosts(*names: str) -> None:
+    """Have the provider make hosts of the inventory; raises AssertionError with what was printed."""
+    printed = _play("lab", arguments=("--limit", ",".join(names)))
+    assert printed.returncode == 0, printed.stdout + printed.stderr
 
 
 def converge(*arguments: str) -> tuple[dict[str, HostRecap], float, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import time
@@ -25,6 +26,9 @@ def test_status_names_every_host_and_who_leads_and_what_is_left_out(site: Site) 
     assert [host for host in site.addresses if host not in shown] == []
     for part in ("PostgreSQL", "Valkey", "RabbitMQ", "who hears of alerts", site.vip):
         assert part in shown
+    assert re.search(
+        r"replicas by load +orders-api \d of \d \(2 to 6\)\nhosts by load +app 2 of 2 \(2 to 4\)", shown
+    ), shown
     left_out = [line.startswith("skipped: grafana: ") for line in shown.splitlines() if "grafana:" in line]
     assert left_out == ([] if grafana_given(site) else [True])
 

@@ -18,7 +18,7 @@ VAGRANT = ROOT / "vagrant"
 PROVIDERS = ("libvirt", "virtualbox")
 TIERS = ("edge", "app", "data", "ops")
 # What comes from the provider of one of both: how its hosts are made, reached and connected.
-LAB_ONLY = {"fleet_builders", "fleet_provider", "fleet_volumes"}
+LAB_ONLY = {"fleet_builders", "fleet_provider", "fleet_volumes", "topology_host_scaling"}
 VAGRANT_ONLY = {"disk_mb", "topology_resolvers", "vagrant_machine", "vagrant_machines"}
 
 

@@ -21,7 +21,7 @@ type: aggregate
 short_description: Let one playbook at a time change an environment
 description:
   - Before its first play, a playbook that changes hosts takes the lock C(locks/playbook) of the inventory's state folder, and keeps it to its
-    end, however it ends. Another of the same controller waits until then.
+    end, however it ends. Another of the same controller waits until then, and reads the inventory again.
   - Nothing is locked with C(--check), and where the inventory names no state folder.
 requirements: []
 """
@@ -56,9 +56,13 @@ class CallbackModule(CallbackBase):
         variables = manager.get_vars(play=play, host=hosts[0]) if hosts else {}
         if "topology_state_dir" in variables:
             folder = Templar(play.get_loader(), variables).template(variables["topology_state_dir"])
-            self._take(Path(str(folder)) / "locks" / "playbook")
+            if self._take(Path(str(folder)) / "locks" / "playbook"):
+                # The other one may have added hosts, or removed some.
+                manager._inventory.refresh_inventory()
 
-    def _take(self, path: Path) -> None:
+    def _take(self, path: Path) -> bool:
+        """Have the lock, and return whether another one had it."""
+        waited = False
         path.parent.mkdir(parents=True, exist_ok=True)
         # A lock of lockf is its process's alone: what Ansible starts and leaves behind does not keep it.
         self._file = path.open("a+", encoding="utf-8")
@@ -68,9 +72,11 @@ class CallbackModule(CallbackBase):
             self._file.seek(0)
             self._display.display(f"Waiting for {_holder(self._file.read())}", color="yellow")
             fcntl.lockf(self._file, fcntl.LOCK_EX)
+            waited = True
         self._file.truncate(0)
         self._file.write(json.dumps({"playbook": self._name, "pid": os.getpid(), "since": time.strftime("%H:%M:%S")}))
         self._file.flush()
+        return waited
 
 
 def _holder(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Services whose replicas follow the load: their policies with all keys, and where replicas are."""
+"""What follows the load, services' replicas and hosts: policies with all keys, and where replicas are."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ QUERIES = {
     "cpu": 'avg(rate(freehold_replica_cpu_seconds_total{{service="{name}"}}[6s])) / {cpus}',
     "in_flight": 'avg(avg_over_time(freehold_replica_in_flight{{service="{name}"}}[6s]))',
     "rate": 'avg(rate(freehold_replica_requests_total{{service="{name}"}}[6s]))',
+}
+
+# A host takes a minute to come, and what it runs has to move when it goes.
+HOSTS_UP = {"window_seconds": 0, "step": 1, "pause_seconds": 120}
+HOSTS_DOWN = {"window_seconds": 600, "step": 1, "pause_seconds": 300}
+HOST_QUERIES = {
+    "cpu": 'avg(sum by (instance) (rate(host_cpu_seconds_total{{instance=~"{hosts}"}}[1m])) '
+    '/ on (instance) max by (instance) (host_cpus{{instance=~"{hosts}"}}))',
+    "replicas": 'sum(max by (service) (freehold_replicas_recorded{{service=~"{services}"}})) '
+    '/ max(freehold_hosts_recorded{{tier="{tier}"}})',
 }
 
 
@@ -35,6 +45,40 @@ def scaling_policies(services: Sequence[Mapping[str, Any]]) -> list[dict[str, An
         }
         for service in services
         if service["scaling"]
+    ]
+
+
+def host_policies(
+    scaling: Mapping[str, Any], services: Sequence[Mapping[str, Any]], groups: Mapping[str, list[str]], tier: str
+) -> list[dict[str, Any]]:
+    """Return the policy of a tier's hosts in the form of scaling_policies, with `there`, the hosts that count; none where none is set."""
+    # Where a key is missing, role autoscaler says so.
+    if not {"min", "max", "metrics"} <= set(scaling):
+        return []
+    here = [host for host in sorted(groups.get(tier, [])) if host not in groups.get("fleet_leaving", [])]
+    scaled = [str(service["name"]) for service in services if service["scaling"] and service["hosts"] == tier]
+    known = {
+        name: query.format(hosts="|".join(here), services="|".join(scaled), tier=tier)
+        for name, query in HOST_QUERIES.items()
+    }
+    return [
+        {
+            "name": tier,
+            "there": here,
+            "min": int(scaling["min"]),
+            "max": int(scaling["max"]),
+            "metrics": [
+                {
+                    "name": metric["name"],
+                    "target": float(metric["target"]),
+                    "expr": metric.get("query") or known.get(metric["name"], ""),
+                    "query": metric.get("query", ""),
+                }
+                for metric in scaling["metrics"]
+            ],
+            "up": HOSTS_UP | scaling.get("up", {}),
+            "down": HOSTS_DOWN | scaling.get("down", {}),
+        }
     ]
 
 
@@ -101,6 +145,7 @@ class FilterModule:
         """Return them by name."""
         return {
             "crowded_policies": crowded_policies,
+            "host_policies": host_policies,
             "narrow_policies": narrow_policies,
             "placed": placed,
             "scaling_policies": scaling_policies,

@@ -12,7 +12,7 @@ from typing import Any
 from ansible.plugins.inventory import BaseInventoryPlugin
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
-from freehold.fleet import ARRIVING, LEAVING, Fleet
+from freehold.fleet import Fleet
 from freehold.lab import Lab, control_path, lab_name
 
 DOCUMENTATION = r"""
@@ -20,8 +20,7 @@ name: lab_state
 short_description: Variables of the lab from its state folder
 description:
   - Gives all hosts the prefix of their addresses, the SSH key and pinned host keys, the state folder and the secrets.
-  - Adds the hosts that ansible/scale.yml made or took in to their tier. Those that are not configured yet are in the group
-    C(fleet_arriving) as well, those that are on their way out in C(fleet_leaving) alone.
+  - Adds the hosts that ansible/scale.yml made or took in, as added_hosts does.
   - A lab that was never made gets a prefix for documentation, so that its inventory can still be read and checked.
 options:
   plugin:
@@ -69,13 +68,4 @@ class InventoryModule(BaseInventoryPlugin):
             variables["topology_service_images"] = loader.load_from_file(str(images), trusted_as_template=False)
         for name, value in variables.items():
             self.inventory.set_variable("all", name, value)
-        for group in ("fleet_arriving", "fleet_leaving"):
-            self.inventory.add_group(group)
-        for tier, hosts in Fleet(lab.state).hosts().items():
-            for host in hosts:
-                groups = {ARRIVING: [tier, "fleet_arriving"], LEAVING: ["fleet_leaving"]}.get(host.state, [tier])
-                for group in groups:
-                    self.inventory.add_group(group)
-                    self.inventory.add_host(host.name, group)
-                self.inventory.set_variable(host.name, "zone", host.zone)
-                self.inventory.set_variable(host.name, "address", host.address)
+        Fleet(lab.state).into(self.inventory)

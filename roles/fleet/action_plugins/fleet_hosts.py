@@ -1,4 +1,4 @@
-"""Record how many hosts a tier is to have, or that one that was to come or go has done so."""
+"""Record how many hosts a tier is to have, that one that was to come or go has done so, or that one is lost."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ description:
 options:
   state:
     description: >-
-      C(resized) records C(count) hosts, some as arriving or leaving; C(settled) that the host C(name) has arrived or left.
-    choices: [resized, settled]
+      C(resized) records C(count) hosts, some as arriving or leaving; C(settled) that the host C(name) has arrived or left; C(lost) that it
+      does not answer and is not to be taken in again before others.
+    choices: [resized, settled, lost]
     required: true
   folder:
     description: The state folder.
@@ -75,7 +76,7 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         _, arguments = self.validate_argument_spec(
             {
-                "state": {"choices": ["resized", "settled"], "required": True},
+                "state": {"choices": ["resized", "settled", "lost"], "required": True},
                 "folder": {"type": "path", "required": True},
                 "tier": {"type": "str", "required": True},
                 "name": {"type": "str"},
@@ -86,11 +87,18 @@ class ActionModule(ActionBase):
                 "taken": {"type": "list", "elements": "str", "default": []},
                 "standby": {"type": "list", "elements": "dict", "default": []},
             },
-            required_if=[("state", "resized", ["count", "declared"]), ("state", "settled", ["name"])],
+            required_if=[
+                ("state", "resized", ["count", "declared"]),
+                ("state", "settled", ["name"]),
+                ("state", "lost", ["name"]),
+            ],
         )
         fleet, dry = Fleet(Path(arguments["folder"])), bool(self._task.check_mode)
         if arguments["state"] == "settled":
             result["changed"] = not dry and fleet.settle(arguments["tier"], arguments["name"])
+            return result
+        if arguments["state"] == "lost":
+            result["changed"] = not dry and fleet.lose(arguments["tier"], [arguments["name"]])
             return result
         place = Place(
             arguments["tier"],

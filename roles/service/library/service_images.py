@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Read or write the record of what each service runs and how often, or list what it ran when."""
+"""Read or write the record of what each service runs and how often, and of how many hosts there are, or list what ran when."""
 
 from __future__ import annotations
 
@@ -9,22 +9,34 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.service_host import remembered_replicas
-from ansible.module_utils.service_record import ARGUMENTS, ChangedMeanwhileError, Record, RecordUnreachableError
+from ansible.module_utils.service_record import (
+    ARGUMENTS,
+    HOSTS,
+    SCALING,
+    ChangedMeanwhileError,
+    Record,
+    RecordUnreachableError,
+)
 
 DOCUMENTATION = r"""
 module: service_images
-short_description: Read or write the record of what each service runs and how often
+short_description: Read or write the record of what each service runs and how often, and of how many hosts there are
 description:
   - C(read) returns the recorded image of each service, and its replicas where a playbook or the autoscaler set them. One without a record has the image that the inventory gives it first.
     Without an etcd that answers, it is the image that this host is configured with.
   - C(written) records the images that are given, and the change in each service's history.
   - C(listed) returns the histories of all services that were ever recorded.
-  - C(scaled) records how many replicas over all hosts a service is to have.
+  - C(scaled) records how many replicas over all hosts a service, or how many hosts a tier, is to have.
 options:
   state: {type: str, choices: [read, written, listed, scaled], default: read}
   by: {description: Who changes the record., type: str, default: ""}
   services:
     description: Services, each with C(name), and C(image) or, where they are scaled, C(replicas); none where they are listed.
+    type: list
+    elements: dict
+    default: []
+  tiers:
+    description: Tiers, each with C(name) and C(hosts), that are scaled.
     type: list
     elements: dict
     default: []
@@ -118,22 +130,22 @@ def write(module: AnsibleModule) -> None:
 
 
 def scale(module: AnsibleModule) -> None:
-    """Record how many replicas there are to be."""
+    """Record how many replicas or hosts there are to be."""
     record = Record(module.params["record"])
     replicas = {service["name"]: int(service["replicas"]) for service in module.params["services"]}
+    hosts = {tier["name"]: int(tier["hosts"]) for tier in module.params["tiers"]}
+    by = module.params["by"]
+    changed = False
     try:
-        if module.check_mode:
-            changed = any(record.replicas().get(name) != wanted for name, wanted in replicas.items())
-        else:
-            changed = bool(
-                [
-                    name
-                    for name, wanted in replicas.items()
-                    if record.scale(name, wanted, by=module.params["by"], reason="asked for by hand")
-                ]
-            )
+        for folder, counted, counts in ((SCALING, "replicas", replicas), (HOSTS, "hosts", hosts)):
+            if module.check_mode:
+                there = {name: entry[counted] for name, entry in record.scalings(folder).items()}
+                changed = changed or there != there | counts
+                continue
+            for name, count in counts.items():
+                changed = record.scale(name, count, by=by, reason="asked for by hand", folder=folder) or changed
     except RecordUnreachableError as error:
-        module.fail_json(msg=f"the replicas {replicas} were not recorded, etcd does not answer: {error}")
+        module.fail_json(msg=f"{replicas or hosts} was not recorded, etcd does not answer: {error}")
     except ChangedMeanwhileError as error:
         module.fail_json(msg=f"{error}, by the autoscaler or by somebody else; look at what there is now and ask again")
     module.exit_json(changed=changed, images={}, unrecorded=[], reachable=True, replicas=replicas)
@@ -156,6 +168,7 @@ def main() -> None:
         "state": {"type": "str", "choices": ["read", "written", "listed", "scaled"], "default": "read"},
         "by": {"type": "str", "default": ""},
         "services": {"type": "list", "elements": "dict", "default": []},
+        "tiers": {"type": "list", "elements": "dict", "default": []},
         "record": ARGUMENTS,
     }
     module = AnsibleModule(argument_spec=specification, supports_check_mode=True)

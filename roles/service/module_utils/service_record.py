@@ -12,6 +12,7 @@ from typing import Any
 
 PREFIX = "/freehold/services/"
 SCALING = "/freehold/scaling/replicas/"
+HOSTS = "/freehold/scaling/hosts/"
 TIMEOUT_SECONDS = 3
 
 ARGUMENTS: dict[str, Any] = {
@@ -142,31 +143,37 @@ class Record(Etcd):
         """Return how many replicas, over all hosts, each service is to have whose number was ever set."""
         return {name: entry["replicas"] for name, entry in self.scalings().items()}
 
-    def scalings(self) -> dict[str, dict[str, Any]]:
-        """Return of each such service its `replicas`, how many were `before`, since when (`at`, UTC), `by` whom and the `reason`."""
-        return {key.removeprefix(SCALING): json.loads(value) for key, value in self.below(SCALING).items()}
+    def scalings(self, folder: str = SCALING) -> dict[str, dict[str, Any]]:
+        """Return of each service that was ever scaled, or of each tier (HOSTS), what the record has.
 
-    def scale(self, service: str, replicas: int, *, by: str, reason: str, seen: int | None = None) -> bool:
-        """Record how many replicas a service is to have; say whether it was another number, or none, before.
+        That are `replicas` or `hosts`, how many were `before`, since when (`at`, UTC), `by` whom and the `reason`.
+        """
+        return {key.removeprefix(folder): json.loads(value) for key, value in self.below(folder).items()}
+
+    def scale(
+        self, name: str, count: int, *, by: str, reason: str, seen: int | None = None, folder: str = SCALING
+    ) -> bool:
+        """Record how many replicas a service, or hosts a tier, is to have; say whether it was another number, or none, before.
 
         `seen` is the number that the decision goes by, 0 for none. Another's change in between raises ChangedMeanwhileError.
         """
-        key = encode(f"{SCALING}{service}")
+        counted = {SCALING: "replicas", HOSTS: "hosts"}[folder]
+        key = encode(f"{folder}{name}")
         pairs = self.call("/v3/kv/range", {"key": key}).get("kvs", [])
-        before = json.loads(decode(pairs[0]["value"]))["replicas"] if pairs else 0
+        before = json.loads(decode(pairs[0]["value"]))[counted] if pairs else 0
         if seen not in {None, before}:
             raise ChangedMeanwhileError(
-                f"the number of replicas of {service} was changed from {seen} to {before} meanwhile"
+                f"the number of {counted} of {name} was changed from {seen} to {before} meanwhile"
             )
-        if before == replicas:
+        if before == count:
             return False
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        entry = {"replicas": replicas, "before": before, "at": now, "by": by, "reason": reason}
+        entry = {counted: count, "before": before, "at": now, "by": by, "reason": reason}
         revision = pairs[0]["mod_revision"] if pairs else "0"
         condition = {"key": key, "target": "MOD", "mod_revision": revision}
         put = {"request_put": {"key": key, "value": encode(json.dumps(entry))}}
         if not self.call("/v3/kv/txn", {"compare": [condition], "success": [put]}).get("succeeded"):
-            raise ChangedMeanwhileError(f"the number of replicas of {service} was changed meanwhile")
+            raise ChangedMeanwhileError(f"the number of {counted} of {name} was changed meanwhile")
         return True
 
 
