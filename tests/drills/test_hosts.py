@@ -153,8 +153,8 @@ REPLICAS = {
 SERVICES = "{{ [topology_order_services[0] | combine({'scaling': drill_policy})] + topology_order_services[1:] }}"
 LOW_RATE, MORE_RATE = 5, 10
 COME_SECONDS, GO_SECONDS = 240, 300
-# Two minutes until it is taken for dead, and as long as one takes to come.
 STAYS_SECONDS = 60
+# Two minutes until it is taken for dead, and as long as one takes to come.
 REPLACED_SECONDS = 120 + COME_SECONDS
 
 

@@ -39,7 +39,7 @@ def scaling_policies(services: Sequence[Mapping[str, Any]]) -> list[dict[str, An
             "hosts": service["hosts"],
             "min": int(service["scaling"]["min"]),
             "max": int(service["scaling"]["max"]),
-            "metrics": [_metric(service, metric) for metric in service["scaling"]["metrics"]],
+            "metrics": [_metric(metric, _known(service)) for metric in service["scaling"]["metrics"]],
             "up": UP | service["scaling"].get("up", {}),
             "down": DOWN | service["scaling"].get("down", {}),
         }
@@ -67,25 +67,20 @@ def host_policies(
             "there": here,
             "min": int(scaling["min"]),
             "max": int(scaling["max"]),
-            "metrics": [
-                {
-                    "name": metric["name"],
-                    "target": float(metric["target"]),
-                    "expr": metric.get("query") or known.get(metric["name"], ""),
-                    "query": metric.get("query", ""),
-                }
-                for metric in scaling["metrics"]
-            ],
+            "metrics": [_metric(metric, known) for metric in scaling["metrics"]],
             "up": HOSTS_UP | scaling.get("up", {}),
             "down": HOSTS_DOWN | scaling.get("down", {}),
         }
     ]
 
 
-def _metric(service: Mapping[str, Any], metric: Mapping[str, Any]) -> dict[str, Any]:
-    query = metric.get("query", "")
-    known = QUERIES.get(metric["name"], "").format(name=service["name"], cpus=float(service["cpus"]))
-    return {"name": metric["name"], "target": float(metric["target"]), "expr": query or known, "query": query}
+def _known(service: Mapping[str, Any]) -> dict[str, str]:
+    return {name: query.format(name=service["name"], cpus=float(service["cpus"])) for name, query in QUERIES.items()}
+
+
+def _metric(metric: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, Any]:
+    name, query = metric["name"], metric.get("query", "")
+    return {"name": name, "target": float(metric["target"]), "expr": query or known.get(name, ""), "query": query}
 
 
 def placed(

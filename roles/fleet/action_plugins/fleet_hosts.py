@@ -35,7 +35,7 @@ options:
     type: str
     required: true
   name:
-    description: The host that has arrived or left.
+    description: The host that has arrived or left, or is lost.
     type: str
   count:
     description: How many hosts the tier is to have, the declared ones among them.
