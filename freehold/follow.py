@@ -288,5 +288,7 @@ def follow(inventory: str, state: Path) -> None:
             # Of this process alone: what it starts does not keep it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise playbooks.InventoryError(f"inventories/{inventory}: `make autoscale` runs already for it.") from None
+            raise playbooks.InventoryError(
+                f"inventories/{inventory}: `make autoscale` runs already for it on this machine. Let it, or end it first: pgrep -af 'freehold autoscale'"
+            ) from None
         Follower(inventory, state).run()
