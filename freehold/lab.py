@@ -32,8 +32,9 @@ USER = "admin"
 SUITE = "trixie"
 IMAGES = "localhost/freehold"
 START_SECONDS = 60
-# The weight of all hosts of a lab together, where one process of this machine has 1024.
-HOSTS_CPU_SHARES = 16384
+# The weight of all hosts of a lab together, the most there is. A session of this machine's processes has 1024, and a playbook's
+# are many: with 16384, orders took up to 5 s beside a deploy on a busy machine, of which 13 in 2,158 failed (with this 1.5 s, none).
+HOSTS_CPU_SHARES = 262144
 # The weight of a host that starts, where one that runs has 1024, and for how long.
 STARTING_CPU_SHARES = 128
 STARTING_SECONDS = 30

@@ -182,7 +182,7 @@ def following(least: int) -> Iterator[None]:
         with (
             log.open("w", encoding="utf-8") as printed,
             subprocess.Popen(
-                [*deploys.NICE, sys.executable, "-m", "freehold", "autoscale"], stdout=printed, stderr=printed, cwd=ROOT
+                [sys.executable, "-m", "freehold", "autoscale"], stdout=printed, stderr=printed, cwd=ROOT
             ) as process,
         ):
             try:

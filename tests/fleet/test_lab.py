@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import secrets
 import subprocess
 import time
@@ -16,6 +17,10 @@ import pytest
 from freehold.lab import HostSpec, Lab, LabError, Volume, hybrid_cgroups, lab_name, run
 
 DATA = "/var/lib/data"
+BUSY_SESSIONS = 16 * (os.cpu_count() or 1)
+SHARE_OF_A_PROCESSOR = (
+    "import time; end = time.monotonic() + 3\nwhile time.monotonic() < end: pass\nprint(time.process_time() / 3)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +96,21 @@ def test_a_host_comes_back_from_a_power_cut_as_it_was(lab: Lab, host: HostSpec) 
     assert lab.ssh(host.address, f"cat /etc/kept {DATA}/kept").split() == ["disk", "volume"]
     assert lab.known_hosts.read_text() == keys
     assert lab.up(host) is False
+
+
+@pytest.mark.skipif(not hybrid_cgroups(), reason="Hosts get weights on machines with hybrid cgroups only.")
+def test_hosts_come_before_all_else_that_runs_here(lab: Lab, host: HostSpec) -> None:
+    """A playbook's processes are a session each, and the kernel gives each session as much as a process, however nice it is."""
+    others = [
+        subprocess.Popen(["sh", "-c", "while :; do :; done"], start_new_session=True) for _ in range(BUSY_SESSIONS)
+    ]
+    try:
+        taken = lab.ssh(host.address, f"python3 -c '{SHARE_OF_A_PROCESSOR}'")
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert float(taken) > 0.7
 
 
 @pytest.mark.skipif(not hybrid_cgroups(), reason="Hosts get weights on machines with hybrid cgroups only.")

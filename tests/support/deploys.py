@@ -12,39 +12,36 @@ from freehold import playbooks
 from freehold.playbooks import HostRecap
 from tests.support.site import ROOT
 
-# The controller is no part of the system: here it shares the hosts' cores.
-NICE = ("nice", "-n", "10")
-
 
 def run(services: str, image: str, archive: Path | None = None, /, **variables: object) -> tuple[int, str]:
     """Deploy an image to services, from an archive if there is one; return the playbook's status and all that it printed."""
     given = {"service": services, "image": image, **variables} | ({"archive": str(archive)} if archive else {})
-    printed = _play("deploy", *NICE, arguments=("-e", json.dumps(given)))
+    printed = _play("deploy", ("-e", json.dumps(given)))
     return printed.returncode, printed.stdout + printed.stderr
 
 
 def scale(**variables: object) -> tuple[int, str]:
     """Run scale.yml; return the playbook's status and all that it printed."""
-    printed = _play("scale", *NICE, arguments=("-e", json.dumps(variables)))
+    printed = _play("scale", ("-e", json.dumps(variables)))
     return printed.returncode, printed.stdout + printed.stderr
 
 
 def make_hosts(*names: str) -> None:
     """Have the provider make hosts of the inventory; raises AssertionError with what was printed."""
-    printed = _play("lab", arguments=("--limit", ",".join(names)))
+    printed = _play("lab", ("--limit", ",".join(names)))
     assert printed.returncode == 0, printed.stdout + printed.stderr
 
 
 def converge(*arguments: str) -> tuple[dict[str, HostRecap], float, str]:
     """Return each host's recap of site.yml, the seconds that it took, and all that it printed."""
     start = time.monotonic()
-    printed = _play("site", arguments=arguments)
+    printed = _play("site", arguments)
     found = (playbooks.RECAP.match(line) for line in printed.stdout.splitlines())
     recap = {match[1]: HostRecap(*(int(number) for number in match.groups()[1:])) for match in found if match}
     return recap, time.monotonic() - start, printed.stdout + printed.stderr
 
 
-def _play(name: str, *before: str, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+def _play(name: str, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     inventory = os.environ.get("FREEHOLD_INVENTORY", "lab")
-    command = [*before, "ansible-playbook", "-i", f"inventories/{inventory}", *arguments, f"ansible/{name}.yml"]
+    command = ["ansible-playbook", "-i", f"inventories/{inventory}", *arguments, f"ansible/{name}.yml"]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=playbooks.environment(), cwd=ROOT)
