@@ -82,9 +82,10 @@ class Objective:
 
 @dataclass(frozen=True)
 class Levels:
-    """All promises and the days over which they are kept."""
+    """All promises, the days over which they are kept, and of how few misses nobody is told."""
 
     days: int
+    least_missed: int
     objectives: tuple[Objective, ...]
 
 
@@ -95,7 +96,7 @@ def load(path: Path = SOURCE) -> Levels:
     names = [objective.name for objective in objectives]
     if len(set(names)) < len(names):
         raise ValueError(f"slo.yml: a name stands twice: {', '.join(names)}")
-    return Levels(int(found["days"]), tuple(objectives))
+    return Levels(int(found["days"]), int(found["least_missed"]), tuple(objectives))
 
 
 def rules(levels: Levels) -> str:
@@ -153,6 +154,10 @@ def _alerts(levels: Levels) -> Iterator[str]:
             yield "        expr: >-"
             yield f'          slo:errors:ratio_rate{burn.long}{{slo="{objective.name}"}} > {limit}'
             yield f'          and slo:errors:ratio_rate{burn.short}{{slo="{objective.name}"}} > {limit}'
+            missed = (
+                f'avg_over_time(slo:errors:rate{SHORTEST}{{slo="{objective.name}"}}[{burn.long}]) * {burn.hours * 3600}'
+            )
+            yield f"          and {missed} >= {levels.least_missed}"
             yield f"        labels: {{severity: {burn.severity}}}"
             yield "        annotations:"
             yield f'          summary: "Within {WORDS[burn.long]} {said}"'
