@@ -49,7 +49,7 @@ class Result:
 
 @dataclass
 class Check:
-    """One command of a tier. A pytest run counts its tests, anything else counts one. A patient one lets all others go first."""
+    """One command of a tier. A pytest run counts its tests, anything else one. A patient one lets others of its session go first."""
 
     name: str
     command: list[str]
