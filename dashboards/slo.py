@@ -96,7 +96,7 @@ def load(path: Path = SOURCE) -> Levels:
     names = [objective.name for objective in objectives]
     if len(set(names)) < len(names):
         raise ValueError(f"slo.yml: a name stands twice: {', '.join(names)}")
-    return Levels(int(found["days"]), int(found["least_missed"]), tuple(objectives))
+    return Levels(**{**found, "objectives": tuple(objectives)})
 
 
 def rules(levels: Levels) -> str:

@@ -214,3 +214,6 @@ def test_a_file_of_service_levels_with_an_error_is_refused(tmp_path: Path) -> No
         file.write_text(yaml.safe_dump({"days": 30, "objectives": entries}), encoding="utf-8")
         with pytest.raises(error, match=words):
             slo.load(file)
+    file.write_text(yaml.safe_dump({"days": 30, "objectives": [good]}), encoding="utf-8")
+    with pytest.raises(TypeError, match="least_missed"):
+        slo.load(file)
