@@ -1,6 +1,8 @@
 """What becomes of an order after it was settled, and of its money and pieces."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -169,6 +171,33 @@ def test_the_database_refuses_what_no_order_and_no_ledger_does_from_anybody(
     settled(api, products, name)
     with pytest.raises((psycopg.errors.CheckViolation, psycopg.errors.RestrictViolation)):
         connection.execute(statement, (name,))
+
+
+@pytest.mark.parametrize(
+    ("account", "is_one"),
+    [
+        ("revenue", True),
+        ("customer:a", True),
+        ("customer:Aa9._-", True),
+        (f"customer:{'x' * 64}", True),
+        (f"customer:{'x' * 65}", False),
+        ("customer:", False),
+        ("customer:a b", False),
+        ("customer:a\n", False),
+        ("customer:\u00e4", False),
+        ("revenue\n", False),
+        ("x", False),
+        ("", False),
+    ],
+)
+def test_an_entry_is_of_an_account_that_can_be(connection: psycopg.Connection, account: str, *, is_one: bool) -> None:
+    statement = (
+        "INSERT INTO ledger_entry (account, order_id, kind, amount_cents, currency)"
+        " SELECT e.account, %s, 'sale', e.cents, 'EUR' FROM (VALUES (%s, 1), ('revenue', -1)) AS e (account, cents)"
+    )
+    refused = nullcontext() if is_one else pytest.raises(psycopg.errors.CheckViolation)
+    with connection.transaction(force_rollback=True), refused:
+        connection.execute(statement, (uuid4(), account))
 
 
 @pytest.mark.parametrize("table", ["event", "ledger_entry", "stock_change"])

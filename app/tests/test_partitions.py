@@ -7,7 +7,9 @@ from typing import NamedTuple
 import psycopg
 import pytest
 
-from service import NUMBERS, Api, Platform
+from orders.settings import Settings
+from servers import wait_until
+from service import NUMBERS, Api, Platform, Workers
 
 DATABASE = "months"
 
@@ -206,6 +208,44 @@ def test_balances_and_statements_stay_when_months_are_closed_and_detached(books:
     ]
     assert books.statement("customer:c2") == []
     assert books.connection.execute("SELECT count(*) FROM ledger_entry_2020_01").fetchone() == (8,)
+
+
+def test_a_worker_makes_closes_and_detaches_months_by_itself(books: Books) -> None:
+    connection = books.connection
+    month = f"{datetime.now(UTC):%Y_%m}"
+    connection.execute(
+        f"DROP TABLE webhook_delivery_{month};"
+        "CREATE TABLE event_2020_01 PARTITION OF event FOR VALUES FROM ('2020-01-01 UTC') TO ('2020-02-01 UTC');"
+        "CREATE TABLE event_2020_02 PARTITION OF event FOR VALUES FROM ('2020-02-01 UTC') TO ('2020-03-01 UTC');"
+        "ALTER TABLE event_2020_01 OWNER TO orders_owner; ALTER TABLE event_2020_02 OWNER TO orders_owner"
+    )
+    url = books.platform.postgres.url(database=books.database)
+    workers = Workers(books.platform, 8152, ORDERS_DATABASE_URL=url, ORDERS_KEEP_MONTHS=str(since(1)))
+    workers.start()
+    try:
+        closed = "SELECT name FROM ledger_month ORDER BY name"
+        wait_until(lambda: len(connection.execute(closed).fetchall()) == 3, "the close", 10)
+    finally:
+        workers.stop()
+    assert (attached(connection, "event"), attached(connection, "ledger_entry")) == (
+        ["2020_02"],
+        ["2020_01", "2020_02", "2020_03"],
+    )
+    made = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (f"webhook_delivery_{month}",)).fetchone()
+    assert made == (True,)
+    for line in ("Partition ledger_entry_2020_03: closed", "Partition event_2020_01: detached"):
+        assert line in workers.process.tail()
+
+
+def test_the_service_cannot_have_a_month_detached_that_is_not_over(books: Books) -> None:
+    url = books.platform.postgres.url(database=books.database)
+    settings = Settings.from_environment({**books.platform.environment, "ORDERS_DATABASE_URL": url})
+    with psycopg.connect(settings.conninfo(url), autocommit=True, prepare_threshold=None) as service:
+        for months in (0, -1):
+            with pytest.raises(psycopg.errors.InvalidParameterValue):
+                service.execute("SELECT keep_months(%s)", (months,))
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            service.execute("SELECT close_ledger_months(now())")
 
 
 def test_nothing_is_added_to_a_closed_month_and_its_balances_never_change(books: Books) -> None:

@@ -14,8 +14,10 @@ from tests.support.site import HostError, Site
 
 SKUS = tuple(f"LOAD-{number}" for number in range(1, 6))
 RATE = 500
-SECONDS = 20
+SECONDS = 40
 PGBENCH_SECONDS = 10
+FIRST_LOOK_SECONDS = 8  # a look takes of the processors that the worker needs
+REST_SECONDS = 5
 WHOLE_SECONDS = 60
 SETTLE_SECONDS = 120
 WORKER = "svc-orders-worker@1.service"
@@ -65,9 +67,11 @@ def test_settlement(site: Site) -> None:
     site.ask_all(hosts, f"sudo systemctl stop {WORKER}")
     try:
         load.during(lambda: time.sleep(SECONDS + 1))
+        time.sleep(REST_SECONDS)
         (began,) = site.sql("SELECT clock_timestamp()")[0]
         before = processor_seconds(site)
         site.ask(hosts[0], f"sudo systemctl start {WORKER}")
+        time.sleep(FIRST_LOOK_SECONDS)
         settled = f"FROM orders WHERE decided_at >= '{began}'"
         until = time.monotonic() + SETTLE_SECONDS
         while int(site.sql(f"SELECT count(*) {settled}")[0][0]) < len(load.accepted):

@@ -19,7 +19,7 @@ from orders.dead_letters import QUEUE, DeadLetter, dead_letters
 from orders.errors import CommandError
 from orders.ordering.identity import CONTENT_BYTES
 from orders.settings import Settings
-from orders.worker.run import DeadLetterError, parse
+from orders.worker.reading import DeadLetterError, parse
 
 MOST_NAMED = 20
 # What is looked at in a queue is kept from the workers meanwhile.

@@ -23,7 +23,7 @@ from orders.broker import parameters
 from orders.errors import CommandError
 from orders.ordering.bundles import split
 from orders.settings import Settings
-from orders.worker.run import DeadLetterError, parse
+from orders.worker.reading import DeadLetterError, parse
 
 QUEUE = "intake-dead"
 _LANE = re.compile(r"intake-[0-9]+")

@@ -1,38 +1,35 @@
 """The months of events, deliveries and ledger: those to come are made, the ledger's that are over closed, old ones set apart."""
 
+import asyncio
+import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import LiteralString, NamedTuple
 
 import psycopg
-from psycopg import sql
+from psycopg import AsyncConnection, sql
 
+from orders.database import deadline
 from orders.errors import CommandError
 from orders.migrations import connect_as_owner
-from orders.settings import Settings
+from orders.settings import Settings, SettingsError
+
+_LOG = logging.getLogger(__name__)
+
+EVERY_SECONDS = 3600.0
+AGAIN_SECONDS = 60.0
+CLOSE_SECONDS = 900.0  # a month of many entries is summed
 
 _PARENTS = ["event", "ledger_entry", "webhook_delivery"]
+_MAKE = "SELECT make_partitions()"
+_KEEP = "SELECT done, name FROM keep_months(%s)"
 _NAMES = """
 SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 WHERE i.inhparent IN (SELECT to_regclass('public.' || p) FROM unnest(%s::text[]) p)
 """
-# A month's end is in its bounds only.
-_OLD = r"""
-SELECT p.relname, c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class p ON p.oid = i.inhparent
-WHERE i.inhparent IN ('public.event'::regclass, 'public.webhook_delivery'::regclass)
-    AND substring(pg_get_expr(c.relpartbound, c.oid) FROM $$TO \('([^']+)'\)$$)::timestamptz
-        <= now() - make_interval(months => %s)
-ORDER BY c.relname
-"""
-# A transaction that began in a month may write into it after its end: a day is longer than any.
-_CLOSE = "SELECT close_ledger_months(now() - interval '1 day')"
 _OLD_OF_LEDGER = """
 SELECT p.name FROM ledger_partition p JOIN ledger_month m USING (ends_at)
 WHERE p.ends_at <= now() - make_interval(months => %s) ORDER BY p.ends_at
-"""
-_UNPUBLISHED = """
-SELECT EXISTS (
-    SELECT FROM public.{} WHERE (xid, id) > (coalesce((SELECT xid FROM public.relay WHERE name = 'events'), '0'),
-        coalesce((SELECT id FROM public.relay WHERE name = 'events'), 0)))
 """
 
 
@@ -48,41 +45,71 @@ class Changed(NamedTuple):
 def keep(settings: Settings, *, months: int, ledger_months: int | None) -> Changed:
     """Make this month's partitions and the next two's, close the ledger's that are over, and detach what ended long enough ago.
 
-    Of events what ended so many months ago, or earlier; of the ledger too where a number is given. What is detached stays as a
-    table of its own, which no service reads; what a closed month brought each account is in its balance for good.
+    Of events and deliveries what ended so many months ago, or earlier; of the ledger too where a number is given. What is detached
+    stays as a table of its own, which no service reads; what a closed month brought each account is in its balance for good.
 
     Raises:
         CommandError: the database is away, or a lock was not to be had.
     """
     try:
         with connect_as_owner(settings) as connection, connection.transaction():
-            # Traffic goes on beside this: rather fail and be run again than queue all of it behind a lock.
-            connection.execute("SET LOCAL lock_timeout = '3s'")
             before = _names(connection, _NAMES, _PARENTS)
-            connection.execute("SELECT make_partitions()")
+            connection.execute(_MAKE)
             made = [name for name in _names(connection, _NAMES, _PARENTS) if name not in before]
-            closed = _names(connection, _CLOSE)
-            detached, kept = [], []
-            for parent, name in connection.execute(_OLD, (months,)).fetchall():
-                table = sql.Identifier(name)
-                if parent == "event" and connection.execute(sql.SQL(_UNPUBLISHED).format(table)).fetchone() == (True,):
-                    kept.append(name)  # the relay would never see them
-                    continue
-                _detach(connection, parent, name)
-                detached.append(name)
+            done: dict[str, list[str]] = {"closed": [], "detached": [], "kept": []}
+            for what, name in connection.execute(_KEEP, (months,)).fetchall():
+                done[what].append(name)
             if ledger_months is not None:
+                # Traffic goes on beside this: rather fail and be run again than queue all of it behind a lock.
+                connection.execute("SET LOCAL lock_timeout = '3s'")
                 for name in _names(connection, _OLD_OF_LEDGER, ledger_months):
-                    _detach(connection, "ledger_entry", name)
-                    detached.append(name)
+                    statement = "ALTER TABLE public.ledger_entry DETACH PARTITION public.{}"
+                    connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
+                    done["detached"].append(name)
     except psycopg.Error as error:
         raise CommandError(f"The partitions stay as they are: {str(error).strip()}") from error
-    return Changed(sorted(made), closed, detached, kept)
-
-
-def _detach(connection: psycopg.Connection, parent: str, name: str) -> None:
-    statement = "ALTER TABLE public.{} DETACH PARTITION public.{}"
-    connection.execute(sql.SQL(statement).format(sql.Identifier(parent), sql.Identifier(name)))
+    return Changed(sorted(made), **done)
 
 
 def _names(connection: psycopg.Connection, query: LiteralString, *parameters: object) -> list[str]:
     return [name for (name,) in connection.execute(query, parameters or None).fetchall()]
+
+
+class Upkeep:
+    """Does the same for a worker, but for the ledger's old months: when it starts, and each hour."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin; return at once."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Leave what is under way to the database, which does it whole or not at all."""
+        if self._task:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while True:
+            wait = EVERY_SECONDS
+            try:
+                await self._keep()
+            except (psycopg.Error, SettingsError) as error:
+                _LOG.warning("Months are not kept, which is tried again in %d s: %r", AGAIN_SECONDS, error)
+                wait = AGAIN_SECONDS
+            except Exception:  # noqa: BLE001  (a defect here is no reason to settle nothing)
+                _LOG.exception("The months' upkeep failed")
+            await asyncio.sleep(wait)
+
+    async def _keep(self) -> None:
+        conninfo = self._settings.conninfo(self._settings.database_url)
+        async with await AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None) as connection:
+            with deadline(connection, CLOSE_SECONDS):
+                await connection.execute(_MAKE)
+                cursor = await connection.execute(_KEEP, (self._settings.keep_months or None,))
+                for what, name in await cursor.fetchall():
+                    _LOG.info("Partition %s: %s", name, what)

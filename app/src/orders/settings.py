@@ -90,6 +90,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rabbitmq_user: str = "orders"
     # So long an order may be kept for others to share its message; 0: never, as long as workers run that know no bundles.
     bundle_milliseconds: Annotated[int, msgspec.Meta(ge=0, le=50)] = 0
+    # Partitions of events and deliveries are detached so many months after their end; 0: none are.
+    keep_months: Annotated[int, msgspec.Meta(ge=0, le=1200)] = 0
     valkey_cache_nodes: str = ""  # host:port,...; empty: the service goes without
     valkey_user: str = "orders"
     oidc_issuer: str = ""  # the claim `iss` of every token, to the letter; this and the next only `serve` needs

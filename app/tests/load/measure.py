@@ -29,10 +29,11 @@ SECONDS = 10
 CONNECTIONS = 16
 BACKLOG = 10_000
 PGBENCH_SECONDS = 10
+EVENTS_SECONDS = 20  # in which the last of them are published
 IDLE_SECONDS = 10
 LAG_RATE = 200
 LAG_SECONDS = 15
-BUNDLE_MS = "5"
+BUNDLE_MS = "10"
 STANDBY_PORT = 5433
 REST_SECONDS = 5
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -320,7 +321,7 @@ def test_figures(platform: Platform, api: Api, visitor: Visitor, no_worker: Work
     figures["replica_mb"] = round(resident_mb(bundling.process))
     no_worker.start()
     wait_until(lambda: platform.rabbitmq.depth(*QUEUES) == 0, "the load's orders", 120)
-    time.sleep(5)
+    time.sleep(EVENTS_SECONDS)
     before = cpu_seconds([no_worker.process])
     time.sleep(IDLE_SECONDS)
     figures["idle_worker_percent_of_a_core"] = round(

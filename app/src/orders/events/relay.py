@@ -35,7 +35,6 @@ CONFIRM_SECONDS = 5.0
 ROUND_SECONDS = 10.0
 STOP_SECONDS = 3.0
 PATIENCE_SECONDS = 5.0  # with orders that come first
-PARTITIONS_SECONDS = 3600.0
 _AT_ONCE = 50  # published before others on the event loop get their turn
 
 _ENCODER = msgspec.json.Encoder()
@@ -168,7 +167,6 @@ class Relay:
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self._complaint = ""
-        self._partitions_at = 0.0
 
     def start(self) -> None:
         """Begin; return at once."""
@@ -221,10 +219,6 @@ class Relay:
         """Publish what is due, up to a batch; return whether there may be more."""
         connection = await self._connect()
         with deadline(connection, ROUND_SECONDS):
-            now = asyncio.get_running_loop().time()
-            if now >= self._partitions_at:
-                await EventRepository(connection).make_partitions()
-                self._partitions_at = now + PARTITIONS_SECONDS
             waiting = await EventRepository(connection).waiting()
             metrics.OUTBOX_AGE.set(waiting.seconds if waiting else 0)
             if waiting is None or not waiting.is_due or not self._exchange.ready:

@@ -38,10 +38,6 @@ class EventRepository:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def make_partitions(self) -> None:
-        """Have the tables that this month and the next two are written to; what is there is left alone."""
-        await self._connection.execute("SELECT make_partitions()")
-
     async def waiting(self) -> Waiting | None:
         """Return what is known of the oldest event that is not published; none if all are. Locks and writes nothing."""
         row: tuple[float, bool] | None = await (await self._connection.execute(_WAITING)).fetchone()

@@ -71,7 +71,7 @@ class Accepted(msgspec.Struct, frozen=True):
     state: State = State.ACCEPTED
 
 
-class Line(msgspec.Struct, frozen=True):
+class Line(msgspec.Struct, frozen=True, gc=False):
     """One line of an order; without a price where the product does not exist."""
 
     sku: str
@@ -79,7 +79,7 @@ class Line(msgspec.Struct, frozen=True):
     unit_price_cents: int | None
 
 
-class Order(msgspec.Struct, frozen=True, omit_defaults=True):
+class Order(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """An order as far as it is known; while it is only accepted, that is its id."""
 
     id: UUID
@@ -115,7 +115,7 @@ class FoundPage(msgspec.Struct, frozen=True, omit_defaults=True):
     next: str | None = None
 
 
-class OrderMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+class OrderMessage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """An order on its way through the queue. Fields that a newer version adds are passed over."""
 
     id: UUID

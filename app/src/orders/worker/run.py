@@ -18,15 +18,17 @@ from orders import metrics
 from orders.database import Cursor, deadline
 from orders.events.relay import Relay
 from orders.hints import DECISION_SECONDS, Hints, decision_hint
-from orders.ordering.identity import CONTENT_BYTES, content
+from orders.ordering.identity import CONTENT_BYTES
 from orders.ordering.schemas import Order, OrderMessage
+from orders.partitions import Upkeep
 from orders.settings import Settings, SettingsError
 from orders.tracecontext import Trace, at, below
 from orders.tracing import Attributes, Recording, Tracer
 from orders.webhooks.delivery import Deliverer
 from orders.worker.consumer import MOST, Consumer, Dead, Delivery
+from orders.worker.reading import DeadLetterError, named
 from orders.worker.server import start_server
-from orders.worker.settlement import probe, settle
+from orders.worker.settlement import Decision, decided_order, probe, settle
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,14 +38,6 @@ FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 2.0
 
 
-class _Named(msgspec.Struct):
-    """What says which order something would be, if it were one."""
-
-    id: UUID
-
-
-_DECODER = msgspec.json.Decoder(OrderMessage)
-_NAMED_DECODER = msgspec.json.Decoder(_Named)
 _ENCODER = msgspec.json.Encoder()
 _SETTLE: Attributes = {
     "messaging.system": "rabbitmq",
@@ -57,10 +51,6 @@ _ORDERS_FAULT = (psycopg.DataError, psycopg.IntegrityError)
 _TRY_AGAIN = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 
 
-class DeadLetterError(Exception):
-    """A message that will never be an order."""
-
-
 class Taken(NamedTuple):
     """An order, and the message and the body in which it came."""
 
@@ -69,26 +59,15 @@ class Taken(NamedTuple):
     body: bytes
 
 
-def parse(body: bytes) -> OrderMessage:
-    """Return the order that a message holds.
+class Committed(NamedTuple):
+    """A batch that the database has, as far as there were orders in it."""
 
-    Raises:
-        DeadLetterError: it is no order, or its identifier is not that of its content.
-    """
-    try:
-        message = _DECODER.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DeadLetterError(str(error)) from error
-    if message.id.bytes[:CONTENT_BYTES] != content(message.customer_id, message.idempotency_key, message.lines):
-        raise DeadLetterError("the identifier is not that of the content")
-    return message
-
-
-def _named(body: bytes) -> str | None:
-    try:
-        return str(_NAMED_DECODER.decode(body).id)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+    batch: Sequence[Delivery]
+    dead: Sequence[Dead]
+    messages: Mapping[UUID, OrderMessage]
+    decisions: Sequence[Decision]
+    spans: Recording | None
+    traces: Mapping[UUID, Trace]  # of the orders that are sampled
 
 
 class _Placed(msgspec.Struct):
@@ -109,7 +88,9 @@ def _trace(body: bytes) -> Trace | None:
 
 def _sampled(messages: Iterable[OrderMessage]) -> dict[UUID, Trace]:
     """Return the traces of those that are sampled, by their orders."""
-    found = ((message.id, below(message.traceparent)) for message in messages if message.traceparent)
+    # Most are in a trace that is not sampled, by flags that are nothing but that.
+    placed = (message for message in messages if message.traceparent and not message.traceparent.endswith("-00"))
+    found = ((message.id, below(message.traceparent)) for message in placed)
     return {identifier: trace for identifier, trace in found if trace and trace.sampled}
 
 
@@ -123,9 +104,10 @@ class Worker:
         self._tracer = Tracer(settings, "orders-worker")
         self._deliverer = Deliverer(settings)
         self._relay = Relay(settings, self._deliverer)
+        self._upkeep = Upkeep(settings)
         self._stopping = asyncio.Event()
         self._connection: AsyncConnection | None = None
-        self._hinting: asyncio.Task[None] | None = None
+        self._finishing: asyncio.Task[None] | None = None
         self._paused = True
 
     def stop(self) -> None:
@@ -145,6 +127,7 @@ class Worker:
         self._tracer.start()
         self._hints.start()
         self._relay.start()
+        self._upkeep.start()
         self._deliverer.start()
         wait = FIRST_WAIT_SECONDS
         while not self._stopping.is_set():
@@ -159,59 +142,78 @@ class Worker:
             except (psycopg.Error, SettingsError) as error:
                 _LOG.error("The database is away, nothing is consumed until it is back: %r", error)
                 self._pause(True)
+            await self._finished()
             # What is not settled goes back to its queue, once, and not again and again while it cannot be settled.
             await self._consumer.stop()
             await self._sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
-        if self._hinting:
-            await self._hinting
         await self._disconnect()
+        await self._upkeep.stop()
         await self._relay.stop()
         await self._deliverer.stop()
         await self._hints.stop()
         await self._tracer.stop()
 
     async def _work(self, batch: Sequence[Delivery]) -> None:
+        """Decide a batch. What follows its commit is done while the database is at the next batch."""
         taken_at = datetime.now(UTC)
         dead: list[Dead] = []
         orders: dict[bytes, Taken] = {}
         for delivery in batch:
-            for body in delivery.bodies:
-                try:
-                    message = parse(body)
-                except DeadLetterError as error:
-                    self._bury(Dead(delivery, body, _named(body)), dead, error)
+            for body, message in zip(delivery.bodies, delivery.messages, strict=True):
+                if isinstance(message, DeadLetterError):
+                    self._bury(Dead(delivery, body, named(body)), dead, message)
                 else:
                     orders.setdefault(message.id.bytes[:CONTENT_BYTES], Taken(message, delivery, body))
         if orders:
             oldest = min(each.message.accepted_at for each in orders.values())
             metrics.QUEUE_AGE.observe((taken_at - oldest).total_seconds())
         count = sum(len(delivery.bodies) for delivery in batch)
-        traces = _sampled(each.message for each in orders.values())
+        messages = {each.message.id: each.message for each in orders.values()}
+        traces = _sampled(messages.values())
         attributes = {**_SETTLE, "messaging.batch.message_count": count}
-        with (
-            self._tracer.open([*traces.values()], "settle order", SpanKind.CONSUMER, attributes)
-            or nullcontext() as spans
-        ):
-            with metrics.BATCH_SECONDS.time():
-                decided = await self._hold([*orders.values()], dead)
-            await self._consumer.finish(batch, dead)
+        spans = self._tracer.open([*traces.values()], "settle order", SpanKind.CONSUMER, attributes)
+        try:
+            with spans.current() if spans else nullcontext(), metrics.BATCH_SECONDS.time():
+                decisions = await self._hold([*orders.values()], dead)
+        except psycopg.Error as error:
             if spans:
-                self._tell(spans, traces, decided)
-        self._relay.poke(busy=count >= MOST and self._consumer.waiting > 0)
-        self._count(decided, traces if spans else {}, duplicates=count - len(dead) - len(decided), batch=count)
-        # While the database is at the next batch. What is forgotten when the worker leaves is asked of the database.
-        if self._hinting:
-            await self._hinting
-        self._hinting = asyncio.create_task(self._hint(decided, [each.message for each in orders.values()]))
+                spans.fail(type(error).__qualname__)
+                spans.end()
+            raise
+        # In the order of the commits: to acknowledge a batch is to acknowledge all before it.
+        await self._finished()
+        committed = Committed(batch, dead, messages, decisions, spans, traces if spans else {})
+        self._finishing = asyncio.create_task(self._finish(committed))
 
-    async def _hint(self, decided: Sequence[Order], messages: Sequence[OrderMessage]) -> None:
-        owners = {message.id: message.customer_id.encode() for message in messages}
+    async def _finish(self, committed: Committed) -> None:
+        """Acknowledge a batch, and tell what it came to."""
+        batch, dead, messages, decisions, spans, traces = committed
+        await self._consumer.finish(batch, dead)
+        count = sum(len(delivery.bodies) for delivery in batch)
+        self._relay.poke(busy=count >= MOST and self._consumer.waiting > 0)
+        decided = [decided_order(messages[decision.id], decision) for decision in decisions]
+        if spans:
+            self._tell(spans, traces, decided)
+            spans.end()
+        self._count(decided, traces, duplicates=count - len(dead) - len(decided), batch=count)
+        # What is forgotten when the worker leaves is asked of the database.
+        await self._hint(decided, messages)
+
+    async def _finished(self) -> None:
+        """Return once all batches that are committed are acknowledged and told of."""
+        if self._finishing:
+            await self._finishing
+
+    async def _hint(self, decided: Sequence[Order], messages: Mapping[UUID, OrderMessage]) -> None:
         # Only where there is none: an order may have been changed by now, which is noted there.
-        hints = {decision_hint(order.id): owners[order.id] + b"\n" + _ENCODER.encode(order) for order in decided}
+        hints = {
+            decision_hint(order.id): messages[order.id].customer_id.encode() + b"\n" + _ENCODER.encode(order)
+            for order in decided
+        }
         await self._hints.remember(hints, DECISION_SECONDS, if_absent=True)
 
-    async def _hold(self, orders: Sequence[Taken], dead: list[Dead]) -> list[Order]:
+    async def _hold(self, orders: Sequence[Taken], dead: list[Dead]) -> list[Decision]:
         """Settle, over connections that break, for as long as a batch may be held."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + HOLD_SECONDS
@@ -225,7 +227,7 @@ class Worker:
                 await self._disconnect()
                 await self._sleep(FIRST_WAIT_SECONDS)
 
-    async def _settle(self, connection: AsyncConnection, orders: Sequence[Taken], dead: list[Dead]) -> list[Order]:
+    async def _settle(self, connection: AsyncConnection, orders: Sequence[Taken], dead: list[Dead]) -> list[Decision]:
         if not orders:
             return []
         try:
@@ -237,7 +239,7 @@ class Worker:
             if len(orders) == 1:
                 self._bury(Dead(orders[0].delivery, orders[0].body, str(orders[0].message.id)), dead, error)
                 return []
-            decided: list[Order] = []
+            decided: list[Decision] = []
             for order in orders:  # to find the one
                 decided += await self._settle(connection, [order], dead)
             return decided
