@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import re
 import ssl
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -16,24 +19,46 @@ from tests.support.site import Site
 
 SKU = "IDENTITY-1"
 START_SECONDS = 120
+LOSS_SECONDS = 10  # within which the edges see that a host's Keycloak is gone
+PASSWORD = "correct horse battery staple"  # noqa: S105  (of a user that the test makes)
 READY_SECONDS = 60
 
 
-@pytest.fixture
-def client(site: Site) -> Iterator[httpx.Client]:
-    """Return a client that trusts the site's authority only."""
+@contextmanager
+def browser(site: Site) -> Iterator[httpx.Client]:
+    """Have a client without cookies that trusts the site's authority only."""
     context = ssl.create_default_context(cafile=str(site.authority))
     with httpx.Client(base_url=site.url, verify=context, timeout=10, trust_env=False) as opened:
         yield opened
 
 
 @pytest.fixture
+def client(site: Site) -> Iterator[httpx.Client]:
+    """Return a client that trusts the site's authority only."""
+    with browser(site) as opened:
+        yield opened
+
+
+@contextmanager
+def without_keycloak(site: Site, hosts: list[str]) -> Iterator[None]:
+    """Have no Keycloak on some hosts; afterwards return when each has one that answers."""
+    site.ask_all(hosts, "sudo systemctl stop keycloak")
+    try:
+        yield
+    finally:
+        site.ask_all(hosts, "sudo systemctl start keycloak")
+        ready = "curl -fs -o /dev/null http://127.0.0.1:9000/auth/health/ready"
+        until = time.monotonic() + START_SECONDS
+        while any(isinstance(answer, Exception) for answer in site.ask_all(hosts, ready).values()):
+            assert time.monotonic() < until
+            time.sleep(1)
+
+
+@pytest.fixture
 def no_identity(site: Site) -> Iterator[None]:
     """Have no identity provider."""
-    hosts = site.groups["identity"]
-    site.ask_all(hosts, "sudo systemctl stop keycloak")
-    yield
-    site.ask_all(hosts, "sudo systemctl start keycloak")
+    with without_keycloak(site, site.groups["identity"]):
+        yield
     until = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -43,6 +68,32 @@ def no_identity(site: Site) -> Iterator[None]:
             time.sleep(1)
         else:
             return
+
+
+def enter(client: httpx.Client, user: str, page: Callable[[httpx.Client], httpx.Response], **fields: str) -> str:
+    """Fill in a page of the provider that a log-in led to, follow it back, and return whose session it is; empty: none."""
+    shown = page(client)
+    action = re.search(r'action="([^"]+)"', shown.text)
+    if action is None:
+        return ""
+    answer = client.post(html.unescape(action[1]), data={"username": user, "password": PASSWORD, **fields})
+    if answer.status_code != httpx.codes.FOUND:
+        return ""
+    client.get(answer.headers["location"])
+    return str(client.get("/v1/me").json().get("subject", ""))
+
+
+def log_in_page(client: httpx.Client) -> httpx.Response:
+    """Return the page that asks for a password."""
+    answer = client.get("/login", params={"next": "/"})
+    return client.get(answer.headers["location"]) if answer.status_code == httpx.codes.FOUND else answer
+
+
+def sign_up_page(client: httpx.Client) -> httpx.Response:
+    """Return the page that makes a user."""
+    link = re.search(r'href="([^"]+/registration\?[^"]+)"', log_in_page(client).text)
+    assert link
+    return client.get(html.unescape(link[1]))
 
 
 def place(client: httpx.Client, token: str) -> str:
@@ -123,3 +174,23 @@ def test_without_the_identity_provider_those_with_a_token_notice_nothing(
     while any(client.get(order, headers=headers).json()["state"] != "settled" for order in orders):
         assert time.monotonic() < until
         time.sleep(0.5)
+
+
+def test_people_log_in_while_the_provider_of_either_host_is_lost(site: Site) -> None:
+    """And sign up; requests of one log-in may go to both hosts, which know of each other's."""
+    user = f"{uuid.uuid4().hex}@example.org"
+    more = {"email": user, "password-confirm": PASSWORD, "firstName": "Ada", "lastName": "Byron"}
+    with browser(site) as client:
+        known = enter(client, user, sign_up_page, **more)
+    assert known
+    hosts = site.groups["identity"]
+    assert len(hosts) > 1
+    for host in hosts:
+        with without_keycloak(site, [host]):
+            until = time.monotonic() + LOSS_SECONDS
+            found = ""
+            while not found:
+                assert time.monotonic() < until, host
+                with browser(site) as client:
+                    found = enter(client, user, log_in_page)
+        assert found == known
