@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,8 @@ RECORD = "/freehold/services/orders-api/image"
 BACK_SECONDS = 20
 # Of an image that never will be; the one before, which comes back, has as long.
 READY_SECONDS = 20
+# Somebody's in the Internet, for whom a host of the lab answers while a test runs: no packet leaves it.
+PUBLIC = "1.2.3.4"
 
 
 def running(site: Site) -> dict[str, str]:
@@ -54,6 +59,44 @@ def test_an_operator_reaches_the_dead_letters_by_a_replica(site: Site) -> None:
         for host in site.groups["app"]:
             shown = site.ask(host, f"{command} list && {command} show no-such-id 2>&1; echo status $?")
             assert "no dead letter has the id no-such-id\nstatus 1\n" in shown
+
+
+@contextmanager
+def public_host(site: Site, host: str) -> Iterator[None]:
+    """Have an edge answer at a public address, and a host know the way there."""
+    edge = site.groups["edge"][0]
+    there = f"ip address {{}} {PUBLIC}/32 dev lo"
+    way = f"ip route {{}} {PUBLIC}/32 via {site.addresses[edge]}"
+    site.ask(edge, f"sudo {there.format('add')}")
+    try:
+        site.ask(host, f"sudo {way.format('add')}")
+        try:
+            yield
+        finally:
+            site.ask(host, f"sudo {way.format('delete')}")
+    finally:
+        site.ask(edge, f"sudo {there.format('delete')}")
+
+
+def test_a_worker_s_webhooks_leave_for_public_addresses_only(site: Site) -> None:
+    """Whatever the code lets through: from its container nothing answers at a private address but what its egress names."""
+    host = site.groups["app"][0]
+    edge, data, ops = (site.addresses[site.groups[tier][0]] for tier in ("edge", "data", "ops"))
+    closed = [
+        f"{PUBLIC}:80",
+        f"{edge}:443",
+        f"{site.vip}:443",
+        f"{data}:22",
+        f"{data}:6432",
+        f"{ops}:443",
+        "169.254.169.254:80",
+    ]
+    closed += [f"{site.addresses[host]}:22", "10.89.2.1:22", "10.89.2.1:15480", "10.89.1.11:8000"]
+    inside = "sudo nsenter --target $(sudo podman inspect --format '{{.State.Pid}}' orders-worker-1) --net"
+    reach = "timeout 2 bash -c 'exec 3<>/dev/tcp/${0%:*}/${0#*:}'"
+    script = f"for each in {PUBLIC}:443 {' '.join(closed)}; do ({reach} $each 2> /dev/null && echo $each) & done; wait"
+    with public_host(site, host):
+        assert site.ask(host, f"{inside} bash -c {shlex.quote(script)}").split() == [f"{PUBLIC}:443"]
 
 
 def test_a_replica_that_is_killed_comes_back(site: Site) -> None:
