@@ -241,9 +241,9 @@ def test_the_service_cannot_have_a_month_detached_that_is_not_over(books: Books)
     url = books.platform.postgres.url(database=books.database)
     settings = Settings.from_environment({**books.platform.environment, "ORDERS_DATABASE_URL": url})
     with psycopg.connect(settings.conninfo(url), autocommit=True, prepare_threshold=None) as service:
-        for months in (0, -1):
+        for months in (0, -1, None):
             with pytest.raises(psycopg.errors.InvalidParameterValue):
-                service.execute("SELECT keep_months(%s)", (months,))
+                service.execute("SELECT detach_month(%s::integer)", (months,))
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             service.execute("SELECT close_ledger_months(now())")
 

@@ -18,11 +18,12 @@ _LOG = logging.getLogger(__name__)
 
 EVERY_SECONDS = 3600.0
 AGAIN_SECONDS = 60.0
-CLOSE_SECONDS = 900.0  # a month of many entries is summed
+KEEP_SECONDS = 900.0  # a month of many entries is summed
 
 _PARENTS = ["event", "ledger_entry", "webhook_delivery"]
-_MAKE = "SELECT make_partitions()"
-_KEEP = "SELECT done, name FROM keep_months(%s)"
+MAKE = "SELECT make_partitions()"  # what is there is left alone
+_CLOSE = "SELECT close_months()"
+_DETACH = "SELECT done, name FROM detach_month(%s)"
 _NAMES = """
 SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 WHERE i.inhparent IN (SELECT to_regclass('public.' || p) FROM unnest(%s::text[]) p)
@@ -52,23 +53,26 @@ def keep(settings: Settings, *, months: int, ledger_months: int | None) -> Chang
         CommandError: the database is away, or a lock was not to be had.
     """
     try:
-        with connect_as_owner(settings) as connection, connection.transaction():
+        with connect_as_owner(settings) as connection:
             before = _names(connection, _NAMES, _PARENTS)
-            connection.execute(_MAKE)
+            connection.execute(MAKE)
             made = [name for name in _names(connection, _NAMES, _PARENTS) if name not in before]
-            done: dict[str, list[str]] = {"closed": [], "detached": [], "kept": []}
-            for what, name in connection.execute(_KEEP, (months,)).fetchall():
-                done[what].append(name)
+            closed = _names(connection, _CLOSE)
+            detached: list[str] = []
+            while (rows := connection.execute(_DETACH, (months,)).fetchall()) and rows[-1][0] == "detached":
+                detached.append(rows[-1][1])
+            kept = [name for _, name in rows]
             if ledger_months is not None:
-                # Traffic goes on beside this: rather fail and be run again than queue all of it behind a lock.
-                connection.execute("SET LOCAL lock_timeout = '3s'")
+                statement = sql.SQL("ALTER TABLE public.ledger_entry DETACH PARTITION public.{}")
                 for name in _names(connection, _OLD_OF_LEDGER, ledger_months):
-                    statement = "ALTER TABLE public.ledger_entry DETACH PARTITION public.{}"
-                    connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
-                    done["detached"].append(name)
+                    with connection.transaction():
+                        # Traffic goes on beside this: rather fail and be run again than queue all of it behind a lock.
+                        connection.execute("SET LOCAL lock_timeout = '2s'")
+                        connection.execute(statement.format(sql.Identifier(name)))
+                    detached.append(name)
     except psycopg.Error as error:
-        raise CommandError(f"The partitions stay as they are: {str(error).strip()}") from error
-    return Changed(sorted(made), **done)
+        raise CommandError(f"Not all was done, run it again: {str(error).strip()}") from error
+    return Changed(sorted(made), closed, detached, kept)
 
 
 def _names(connection: psycopg.Connection, query: LiteralString, *parameters: object) -> list[str]:
@@ -87,7 +91,7 @@ class Upkeep:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Leave what is under way to the database, which does it whole or not at all."""
+        """Give up what is under way: the database does each statement whole or not at all."""
         if self._task:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -98,8 +102,10 @@ class Upkeep:
             wait = EVERY_SECONDS
             try:
                 await self._keep()
+            except psycopg.errors.LockNotAvailable as error:  # rather later than have traffic wait for it again
+                _LOG.warning("Months are kept in an hour: %s", str(error).strip())
             except (psycopg.Error, SettingsError) as error:
-                _LOG.warning("Months are not kept, which is tried again in %d s: %r", AGAIN_SECONDS, error)
+                _LOG.warning("Months are kept in a minute: %r", error)
                 wait = AGAIN_SECONDS
             except Exception:  # noqa: BLE001  (a defect here is no reason to settle nothing)
                 _LOG.exception("The months' upkeep failed")
@@ -108,8 +114,13 @@ class Upkeep:
     async def _keep(self) -> None:
         conninfo = self._settings.conninfo(self._settings.database_url)
         async with await AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None) as connection:
-            with deadline(connection, CLOSE_SECONDS):
-                await connection.execute(_MAKE)
-                cursor = await connection.execute(_KEEP, (self._settings.keep_months or None,))
-                for what, name in await cursor.fetchall():
-                    _LOG.info("Partition %s: %s", name, what)
+            with deadline(connection, KEEP_SECONDS):
+                await connection.execute(MAKE)
+                for (name,) in await (await connection.execute(_CLOSE)).fetchall():
+                    _LOG.info("Partition %s: closed", name)
+                more = self._settings.keep_months > 0
+                while more:
+                    rows = await (await connection.execute(_DETACH, (self._settings.keep_months,))).fetchall()
+                    more = bool(rows) and rows[-1][0] == "detached"
+                    if more:
+                        _LOG.info("Partition %s: detached", rows[-1][1])

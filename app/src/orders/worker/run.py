@@ -20,7 +20,7 @@ from orders.events.relay import Relay
 from orders.hints import DECISION_SECONDS, Hints, decision_hint
 from orders.ordering.identity import CONTENT_BYTES
 from orders.ordering.schemas import Order, OrderMessage
-from orders.partitions import Upkeep
+from orders.partitions import MAKE, Upkeep
 from orders.settings import Settings, SettingsError
 from orders.tracecontext import Trace, at, below
 from orders.tracing import Attributes, Recording, Tracer
@@ -139,6 +139,8 @@ class Worker:
                     if batch := await self._consumer.batch():
                         await self._work(batch)
                         wait = FIRST_WAIT_SECONDS
+                    else:  # woken
+                        await self._finished()
             except (psycopg.Error, SettingsError) as error:
                 _LOG.error("The database is away, nothing is consumed until it is back: %r", error)
                 self._pause(True)
@@ -176,7 +178,7 @@ class Worker:
         try:
             with spans.current() if spans else nullcontext(), metrics.BATCH_SECONDS.time():
                 decisions = await self._hold([*orders.values()], dead)
-        except psycopg.Error as error:
+        except (psycopg.Error, SettingsError) as error:
             if spans:
                 spans.fail(type(error).__qualname__)
                 spans.end()
@@ -185,11 +187,13 @@ class Worker:
         await self._finished()
         committed = Committed(batch, dead, messages, decisions, spans, traces if spans else {})
         self._finishing = asyncio.create_task(self._finish(committed))
+        self._finishing.add_done_callback(self._on_finished)
 
     async def _finish(self, committed: Committed) -> None:
         """Acknowledge a batch, and tell what it came to."""
         batch, dead, messages, decisions, spans, traces = committed
         await self._consumer.finish(batch, dead)
+        self._consumer.read_ahead()
         count = sum(len(delivery.bodies) for delivery in batch)
         self._relay.poke(busy=count >= MOST and self._consumer.waiting > 0)
         decided = [decided_order(messages[decision.id], decision) for decision in decisions]
@@ -199,6 +203,11 @@ class Worker:
         self._count(decided, traces, duplicates=count - len(dead) - len(decided), batch=count)
         # What is forgotten when the worker leaves is asked of the database.
         await self._hint(decided, messages)
+
+    def _on_finished(self, task: asyncio.Task[None]) -> None:
+        """Have a defect there end the worker at once, and not only when the next batch comes."""
+        if not task.cancelled() and task.exception():
+            self._consumer.wake()
 
     async def _finished(self) -> None:
         """Return once all batches that are committed are acknowledged and told of."""
@@ -295,6 +304,8 @@ class Worker:
             try:
                 with deadline(connection, SETTLE_SECONDS):
                     await probe(connection)
+                    # Or all that is settled in a month for which there are none would be refused.
+                    await connection.execute(MAKE)
             except psycopg.Error:
                 await connection.close()
                 raise
