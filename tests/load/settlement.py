@@ -1,4 +1,4 @@
-"""What one worker settles a second of a backlog, beside pgbench on the same cluster: `.venv/bin/pytest -s tests/load/settlement.py`.
+"""What one worker settles a second of a backlog, beside pgbench on the same cluster: `PATH=.venv/bin:$PATH pytest -s tests/load/settlement.py`.
 
 Takes the lab's workers away for half a minute. Orders come as users' do, by the edge, and so in bundles.
 """
