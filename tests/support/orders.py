@@ -95,15 +95,18 @@ async def send(asked: argparse.Namespace) -> list[Attempt]:
         asyncio.TaskGroup() as group,
     ):
         renewing = asyncio.create_task(renew(client, asked))
+        room = asyncio.Semaphore(asked.at_once or asked.most)
         start = time.monotonic()
         for number in range(asked.most):
             intended = start + number / asked.rate
             await asyncio.sleep(max(0.0, intended - time.monotonic()))
+            await room.acquire()
             if stop.is_set():
                 break
-            attempt = Attempt(key=f"{asked.name}-{number}", intended=intended)
+            attempt = Attempt(key=f"{asked.name}-{number}", intended=time.monotonic() if asked.at_once else intended)
             attempts.append(attempt)
-            group.create_task(place(client, [{"sku": next(items), "quantity": 1}], attempt))
+            task = group.create_task(place(client, [{"sku": next(items), "quantity": 1}], attempt))
+            task.add_done_callback(lambda _: room.release())
         renewing.cancel()
     return attempts
 
@@ -122,7 +125,10 @@ async def renew(client: aiohttp.ClientSession, asked: argparse.Namespace) -> Non
 
 
 class Load:
-    """Orders at a fixed rate, whatever becomes of those before (open loop), for a limited time."""
+    """Orders at a fixed rate, whatever becomes of those before (open loop), for a limited time.
+
+    With `at_once` those before count: no more are under way than that, so that as many come as the machine takes.
+    """
 
     def __init__(
         self,
@@ -133,6 +139,7 @@ class Load:
         most_seconds: float,
         name: str,
         keep_alive: bool = True,
+        at_once: int = 0,
     ) -> None:
         """Say what will be ordered where, how often, for how long at most, and whether orders share connections."""
         self.name = f"{name}-{uuid.uuid4().hex[:12]}"
@@ -147,6 +154,7 @@ class Load:
                 f"--rate={rate}",
                 f"--most={int(rate * most_seconds)}",
                 *(() if keep_alive else ("--no-keep-alive",)),
+                f"--at-once={at_once}",
                 *skus,
             ),
         ]
@@ -158,15 +166,20 @@ class Load:
         with self.running():
             work()
 
+    def whole(self, seconds: float) -> None:
+        """Send all of it, within that time, and return after the last answer."""
+        with self.running() as sender:
+            sender.wait(seconds)
+
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> Iterator[subprocess.Popen[bytes]]:
         """Send until the block ends, and go on after the last answer; the dashboard Tests shows when that was."""
         self._mark("begins")
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.unlink(missing_ok=True)
         with subprocess.Popen(self._command, stdin=subprocess.PIPE, cwd=ROOT, env=self._environment) as sender:
             try:
-                yield
+                yield sender
             finally:
                 sender.communicate(timeout=self._most_seconds + 2 * ANSWER_SECONDS)
                 if self._file.exists():
@@ -240,6 +253,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--most", type=int, required=True)
     parser.add_argument("--keep-alive", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--at-once", type=int, default=0)
     asked = parser.parse_args()
     # Users have processors of their own: beside nine hosts on two, what was measured was how long this process waited for one. Being
     # nice or not counts within a session only, where the kernel groups processes by session (autogroups).
