@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import time
 
-from tests.support import health, ledger
+from tests.support import health, ledger, units
 from tests.support.orders import Load
-from tests.support.site import HostError, Site
+from tests.support.site import Site
 
 SKUS = tuple(f"LOAD-{number}" for number in range(1, 6))
 RATE = 500
@@ -46,22 +46,6 @@ def pgbench(site: Site) -> float:
     return float(next(line for line in printed.splitlines() if line.startswith("tps")).split()[2])
 
 
-def processor_seconds(site: Site) -> dict[str, float]:
-    """Return the processor time that each unit has used since it started, summed over all hosts."""
-    counted: dict[str, float] = {}
-    # A unit may end meanwhile.
-    ask = (
-        "find /sys/fs/cgroup/system.slice -path '*.service/cpu.stat' -exec grep -H usage_usec {} + 2> /dev/null || true"
-    )
-    for said in site.ask_all(site.addresses, ask).values():
-        assert not isinstance(said, HostError), said
-        for line in said.splitlines():
-            path, _, microseconds = line.rpartition(" ")
-            unit = path.split("/")[-2].partition("@")[0].removesuffix(".service")
-            counted[unit] = counted.get(unit, 0) + int(microseconds) / 1e6
-    return counted
-
-
 def test_settlement(site: Site) -> None:
     """Print both rates and their ratio; nothing that was accepted is lost."""
     health.wait_until_whole(site, WHOLE_SECONDS)
@@ -76,7 +60,7 @@ def test_settlement(site: Site) -> None:
         assert len(load.accepted) > ORDERS * 9 // 10, f"too few orders were taken: {load.complaint()}"
         time.sleep(REST_SECONDS)
         (began,) = site.sql("SELECT clock_timestamp()")[0]
-        before = processor_seconds(site)
+        before = units.processor_seconds(site)
         site.ask(hosts[0], f"sudo systemctl start {WORKER}")
         time.sleep(FIRST_LOOK_SECONDS)
         settled = f"FROM orders WHERE decided_at >= '{began}'"
@@ -84,7 +68,7 @@ def test_settlement(site: Site) -> None:
         while int(site.sql(f"SELECT count(*) {settled}")[0][0]) < len(load.accepted):
             assert time.monotonic() < until, "the backlog is not settled"
             time.sleep(1)
-        after = processor_seconds(site)
+        after = units.processor_seconds(site)
     finally:
         site.ask_all(hosts, f"sudo systemctl start {WORKER}")
     # The first batch is what the clock begins with.
