@@ -24,7 +24,7 @@ from freehold.progress import console
 ROOT = Path(__file__).resolve().parent.parent
 FILE = Path(__file__).with_name("prices.yml")
 PRICE_LIST = "https://pricing.us-east-1.amazonaws.com/offers/v1.0/aws"
-TIERS = ("edge", "ops", "data", "app")
+TIERS = ("edge", "ops", "data", "app", "replica")
 HOURS = 730  # a month, as Amazon reckons
 SECONDS = HOURS * 3600
 MILLION = 1e6
@@ -43,6 +43,7 @@ SIZES = {
     "ops": Size("c7i.large", 60),
     "data": Size("c7i.xlarge", 16),
     "app": Size("c7i.large", 30),
+    "replica": Size("c7i.large", 16),
 }
 ZONES = 2
 VALKEY_NODES = 6  # three primaries and a replica each, for what are two clusters of ours

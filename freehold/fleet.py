@@ -164,6 +164,8 @@ class Fleet:
                 for group in ["fleet_added", *groups]:
                     inventory.add_group(group)
                     inventory.add_host(host.name, group)
+                # Of no tier any more where it leaves, which would say.
+                inventory.set_variable(host.name, "fleet_tier", tier)
                 inventory.set_variable(host.name, "zone", host.zone)
                 inventory.set_variable(host.name, "address", host.address)
 

@@ -1,22 +1,27 @@
-"""App hosts come and go, by hand and with the load, while orders come in, and nobody notices."""
+"""App hosts and read replicas come and go, by hand and with the load, while orders come in, and nobody notices."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
 import pytest
 import yaml
 
 from freehold import follow
 from freehold.fleet import Fleet
 from tests.support import deploys, health, ledger, watch
+from tests.support import site as sites
 from tests.support.orders import Load
 from tests.support.site import ROOT, Site
 
@@ -25,6 +30,11 @@ SERVICE = "orders-api"
 MOST_SECONDS = 480
 SERVED_SECONDS = 60
 FORGOTTEN_SECONDS = 30
+READ_PAUSE_SECONDS = 0.1
+# A token is good for five minutes.
+TOKEN_READS = 500
+# Two minutes until the service's connections are made anew.
+READ_SECONDS = 240
 WHOLE_SECONDS = 90
 # Ansible's, where a host did not answer; all the others are as they should be.
 UNREACHABLE = 4
@@ -54,10 +64,13 @@ def active(site: Site, host: str) -> bool:
     return "freehold_autoscaler_active 1\n" in site.ask(host, "curl -sS http://127.0.0.1:9109/")
 
 
-def requests(site: Site, host: str) -> float:
-    """Return how many requests a host's replicas of the service had within seconds."""
-    expression = f'sum(increase(freehold_replica_requests_total{{service="{SERVICE}", instance="{host}"}}[15s]))'
-    found = watch.query(site, expression)
+REQUESTS = f'freehold_replica_requests_total{{service="{SERVICE}", instance="%s"}}[15s]'
+QUERIES = 'pgbouncer_stats_queries_pooled_total{database="orders", instance="%s"}[1m]'
+
+
+def lately(site: Site, counted: str, host: str) -> float:
+    """Return by how much a host's figure grew: requests that its replicas of the service had, or queries that its pooler passed on."""
+    found = watch.query(site, f"sum(increase({counted % host}))")
     return float(found[0]["value"][1]) if found else 0.0
 
 
@@ -76,7 +89,7 @@ def test_an_app_host_comes_and_goes_and_no_order_fails(site: Site, rate: float) 
         assert (new.name, new.zone, new.running) == ("app3", "c", True)
         scaled(service=SERVICE, replicas=3)
         watch.wait_for(
-            lambda: [] if requests(site, new.name) > 0 else [f"{new.name} takes no requests"], SERVED_SECONDS
+            lambda: [] if lately(site, REQUESTS, new.name) > 0 else [f"{new.name} takes no requests"], SERVED_SECONDS
         )
         report["go_s"] = scaled(app_hosts=2)
 
@@ -91,6 +104,82 @@ def test_an_app_host_comes_and_goes_and_no_order_fails(site: Site, rate: float) 
     assert not (site.lab.state / "volumes" / "app3").exists()
     watched = 'up{instance="app3"} or ALERTS{instance="app3", alertstate="firing"}'
     watch.wait_for(lambda: [str(one["metric"]) for one in watch.query(site, watched)], FORGOTTEN_SECONDS)
+
+
+class Reads:
+    """Somebody who reads his orders and searches the catalogue, again and again, while a block lasts."""
+
+    def __init__(self, site: Site) -> None:
+        """Say of whom."""
+        self._site = site
+        self._end = threading.Event()
+        self.answers = 0
+        self.failed: list[str] = []
+
+    def _read(self) -> None:
+        context = ssl.create_default_context(cafile=str(self._site.authority))
+        with httpx.Client(base_url=self._site.url, verify=context, timeout=10, trust_env=False) as client:
+            # Each search is another one: what is asked for twice within a second is answered from memory.
+            for number in itertools.count():
+                if self._end.wait(READ_PAUSE_SECONDS):
+                    return
+                if number % TOKEN_READS == 0:
+                    client.headers["Authorization"] = f"Bearer {self._site.token()}"
+                path = "/v1/orders" if number % 2 else f"/v1/products?q=hosts-{number}"
+                try:
+                    answer = client.get(path)
+                except httpx.HTTPError as error:
+                    self.failed.append(f"{path}: {error!r}")
+                    continue
+                self.answers += 1
+                if answer.status_code != httpx.codes.OK:
+                    self.failed.append(f"{path}: {answer.status_code} {answer.text[:200]}")
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Read until the block ends."""
+        thread = threading.Thread(target=self._read)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._end.set()
+            thread.join()
+
+
+@pytest.mark.skipif(not os.environ.get("FREEHOLD_FULL"), reason="takes six minutes: make test-full")
+def test_a_read_replica_comes_and_goes_and_no_request_fails(site: Site, rate: float) -> None:
+    """It copies the primary, is read from, never leads, and has ended its queries before it goes without a trace."""
+    ledger.stock_up(site, SKUS)
+    declared = {host.name for host in site.lab.hosts()}
+    load = Load(site, SKUS, rate=rate / 2, most_seconds=MOST_SECONDS, name="replicas")
+    reads = Reads(site)
+    report: dict[str, object] = {}
+
+    def events() -> None:
+        report["come_s"] = scaled(postgres_replicas=1)
+        (new,) = (host for host in site.lab.hosts() if host.name not in declared)
+        assert (new.name, new.running) == ("replica1", True)
+        health.wait_until_whole(sites.load(), WHOLE_SECONDS)
+        watch.wait_for(
+            lambda: [] if lately(site, QUERIES, new.name) > 0 else [f"nothing is read from {new.name}"], READ_SECONDS
+        )
+        report["go_s"] = scaled(postgres_replicas=0)
+
+    with reads.running():
+        load.during(events)
+    REPORT.parent.mkdir(exist_ok=True)
+    report |= {"failed": len(load.failed), "p99_ms": load.quantile_ms(0.99), "read": reads.answers}
+    REPORT.with_name("replicas.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
+    assert not load.failed, load.complaint()
+    assert not reads.failed, reads.failed[:5]
+    assert ledger.check(site, load.accepted).faults == []
+    assert {host.name for host in site.lab.hosts()} == declared
+    assert Fleet(site.lab.state).hosts() == {}
+    assert not (site.lab.state / "volumes" / "replica1").exists()
+    watched = 'up{instance="replica1"} or ALERTS{instance="replica1", alertstate="firing"}'
+    watch.wait_for(lambda: [str(one["metric"]) for one in watch.query(site, watched)], FORGOTTEN_SECONDS)
+    health.wait_until_whole(site, WHOLE_SECONDS)
 
 
 @pytest.mark.skipif(not os.environ.get("FREEHOLD_FULL"), reason="takes four minutes: make test-full")
@@ -217,7 +306,9 @@ def test_app_hosts_follow_the_load_though_an_ops_host_dies_meanwhile_and_no_orde
     with following(least=2), low.running():
         with more.running():
             watch.wait_for(lambda: settled(site, {"app3": "present"}), COME_SECONDS)
-            watch.wait_for(lambda: [] if requests(site, "app3") > 0 else ["app3 takes no requests"], SERVED_SECONDS)
+            watch.wait_for(
+                lambda: [] if lately(site, REQUESTS, "app3") > 0 else ["app3 takes no requests"], SERVED_SECONDS
+            )
             # The other one also lets people log in, which is another drill's.
             site.ask("ops2", "sudo systemctl restart freehold-autoscaler")
             watch.wait_for(lambda: [] if active(site, "ops1") else ["ops1 is not the active one"], SERVED_SECONDS)

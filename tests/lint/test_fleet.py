@@ -366,6 +366,15 @@ FREE: dict[str, object] = {"topology_host_scaling": {}}
         ({"app_hosts": "1"}, "app_hosts is `1`; give a whole number of 2 to 4, the bounds of topology_host_scaling"),
         ({"app_hosts": "5"}, "app_hosts is `5`; give a whole number of 2 to 4"),
         ({"app_hosts": "3", "service": "orders-api", "replicas": "3"}, "app_hosts goes without service and replicas"),
+        (
+            {"postgres_replicas": "6"},
+            "postgres_replicas is `6`; give a whole number of at most 5: -e postgres_replicas=NUMBER",
+        ),
+        ({"postgres_replicas": "-1"}, "postgres_replicas is `-1`; give a whole number of at most 5"),
+        (
+            {"postgres_replicas": "1", "app_hosts": "3"},
+            "postgres_replicas goes without service, replicas and app_hosts",
+        ),
     ],
 )
 def test_a_number_of_hosts_that_cannot_be_is_refused(asked: dict[str, object], said: str, tmp_path: Path) -> None:
@@ -421,13 +430,13 @@ def servers(tmp_path: Path) -> Path:
     return folder
 
 
-def scale_servers(servers: Path) -> tuple[str, Fleet]:
-    """Ask for three app hosts, of whom none is reached; return what was said, and the record."""
+def scale_servers(servers: Path, **asked: object) -> tuple[str, Fleet]:
+    """Ask for three app hosts, or for something else, of whom none is reached; return what was said, and the record."""
     state = servers.parents[1] / ".state" / "servers"
     state.mkdir(parents=True)
     given = servers.parents[1] / "given.json"
     nowhere = {"ansible_host": "127.0.0.1", "ansible_port": 1}
-    given.write_text(json.dumps(variables(state) | nowhere | {"app_hosts": 3}), encoding="utf-8")
+    given.write_text(json.dumps(variables(state) | nowhere | (asked or {"app_hosts": 3})), encoding="utf-8")
     _, failures = run_playbook("ansible/scale.yml", servers, "-e", f"@{given}")
     return str(failures), Fleet(state)
 
@@ -441,6 +450,13 @@ def test_of_servers_that_exist_one_that_waits_is_taken_in(servers: Path) -> None
     told = json.loads(subprocess.run(command, capture_output=True, check=True, env=env, cwd=ROOT).stdout)
     assert told["app"]["hosts"] == ["app1", "app2", "spare2"]
     assert told["fleet_arriving"]["hosts"] == ["spare2"]
+
+
+def test_a_read_replica_of_servers_that_exist_is_one_that_the_inventory_names(servers: Path) -> None:
+    """Nobody makes hosts there; those that wait become app hosts."""
+    said, fleet = scale_servers(servers, postgres_replicas=1)
+    assert "put the read replica into the group replica of its hosts.yml, and run site.yml" in said
+    assert not fleet.file.exists()
 
 
 def test_an_inventory_that_reads_no_added_hosts_is_refused(servers: Path) -> None:
@@ -458,11 +474,12 @@ def test_an_inventory_that_reads_another_record_is_told_so(servers: Path) -> Non
     assert "`folder` in its scaled.yml is to name the folder of topology_state_dir" in said
 
 
-def test_a_check_of_more_hosts_changes_nothing(lab: Lab) -> None:
+@pytest.mark.parametrize(("asked", "name"), [("app_hosts=3", "app3"), ("postgres_replicas=1", "replica1")])
+def test_a_check_of_more_hosts_changes_nothing(asked: str, name: str, lab: Lab) -> None:
     """It says what would come, and asks no host."""
-    command = ["ansible-playbook", "-i", "inventories/lab", "-e", "app_hosts=3", "--check", "ansible/scale.yml"]
+    command = ["ansible-playbook", "-i", "inventories/lab", "-e", asked, "--check", "ansible/scale.yml"]
     env = playbooks.environment(FREEHOLD_LAB=lab.name)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stdout
-    assert "come: app3; go: none" in done.stdout
+    assert f"come: {name}; go: none" in done.stdout
     assert not Fleet(lab.state).file.exists()

@@ -56,7 +56,7 @@ def _probe(site: Site, hosts: list[str], *what: str) -> tuple[dict[str, dict[str
 def _data(site: Site) -> list[str]:
     members = site.groups["etcd"]
     endpoints = ",".join(f"https://{site.addresses[host]}:2379" for host in members)
-    found, said = _probe(site, site.groups["postgres"], "data", endpoints)
+    found, said = _probe(site, site.groups["data"], "data", endpoints)
     if not found:
         return said
     first = next(iter(found.values()))
@@ -76,7 +76,9 @@ def _postgres(site: Site, cluster: dict[str, Any] | str) -> tuple[str, list[str]
         return "", [f"patroni: {cluster}"]
     members = cluster["members"]
     roles = sorted(f"{member['role']} {member['state']}" for member in members)
-    expected = sorted(["leader running", *["quorum_standby streaming"] * (len(site.groups["postgres"]) - 1)])
+    followers = len(site.groups.get("replica", []))
+    standbys = len(site.groups["postgres"]) - followers - 1
+    expected = sorted(["leader running", *["quorum_standby streaming"] * standbys, *["replica streaming"] * followers])
     said = [] if roles == expected else [f"postgres: {', '.join(roles)}"]
     said += [f"postgres: {m['name']} lags by {m['lag']}" for m in members if m.get("lag") not in (None, 0)]
     if len({member.get("timeline") for member in members}) != 1:

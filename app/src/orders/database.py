@@ -24,6 +24,8 @@ _POSTGRESQL: Attributes = {"db.system.name": "postgresql", "db.namespace": "orde
 POOL_SECONDS = 0.4
 QUERY_SECONDS = 0.8
 REPLICAS_REST_SECONDS = 1.0
+# A read replica that came, or a host proxy that was reloaded, has its share of the connections so soon.
+CONNECTION_SECONDS = 120.0
 
 
 def _sever(connection: AsyncConnection) -> None:
@@ -90,6 +92,7 @@ class Database:
                 min_size=1,
                 max_size=settings.database_pool_size,
                 timeout=POOL_SECONDS,
+                max_lifetime=CONNECTION_SECONDS,
                 reconnect_timeout=0.5,
                 check=check,
                 open=False,

@@ -40,6 +40,11 @@ options:
     suboptions:
       name: {description: Name of this member., type: str, required: true}
       members: {description: Addresses of all members by name., type: dict, required: true}
+      followers:
+        description: Members among them that never become the primary. A cluster is not founded where one has data; else nobody waits for them.
+        type: list
+        elements: str
+        default: []
       port: {type: int, required: true}
       ca_file: {type: path, required: true}
       certificate: {type: path, required: true}
@@ -161,6 +166,7 @@ class Member:
         self._connection: dict[str, Any] = module.params["connection"]
         self._name: str = self._connection["name"]
         self._others = [name for name in sorted(self._connection["members"]) if name != self._name]
+        self._awaited = {name for name in self._others if name not in self._connection["followers"]}
         self._deadline = time.monotonic() + self._connection["timeout"]
         self._bootstrap_file = os.path.join(self._connection["config_dir"], "bootstrap.yml")
         self.did: list[str] = []
@@ -282,7 +288,7 @@ class Member:
         if self._module.check_mode:
             return
         self._wait("another member is missing, so this one is not restarted", self._others_are_well)
-        if self._rest.status(self._name).get("role") == "primary" and self._others:
+        if self._rest.status(self._name).get("role") == "primary" and self._awaited:
             self._switch_over()
         self._must("restart")
         self._wait(
@@ -296,10 +302,10 @@ class Member:
         return members
 
     def _others_are_well(self) -> bool:
-        """Return whether the others run and, with this one or among them, there is a primary."""
+        """Return whether those that others wait for run and, with this one or among them, there is a primary."""
         members = self._members()
         well = {m["name"] for m in members if m["state"] in {"running", "streaming"}}
-        return set(self._others) <= well and any(m["role"] == "leader" for m in members)
+        return self._awaited <= well and any(m["role"] == "leader" for m in members)
 
     def _switch_over(self) -> None:
         """Make the replica the primary that is closest and, if there is one, needs no restart itself."""
@@ -443,6 +449,7 @@ def main() -> None:
                 "options": {
                     "name": {"type": "str", "required": True},
                     "members": {"type": "dict", "required": True},
+                    "followers": {"type": "list", "elements": "str", "default": []},
                     "port": {"type": "int", "required": True},
                     "ca_file": {"type": "path", "required": True},
                     "certificate": {"type": "path", "required": True},
