@@ -6,10 +6,13 @@ import json
 import math
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+import yaml
 
 from freehold import playbooks
 from tests.support import ledger, watch
@@ -25,6 +28,7 @@ CALM_SECONDS, HIGH_SECONDS, DOWN_SECONDS = 20, 40, 90
 # start takes three times as long where all hosts share two slow cores.
 REPLICA_SECONDS = 20
 TAKEOVER_SECONDS = 15
+HOSTILE = "/etc/prometheus/rules/hostile.yml"
 REPORT = ROOT / "build" / "scale.json"
 # As the platform's, but for its patience, and by what is the same on any machine.
 POLICY = {
@@ -36,6 +40,7 @@ POLICY = {
 }
 SERVICES = "{{ [topology_order_services[0] | combine({'scaling': test_policy})] + topology_order_services[1:] }}"
 RECORDED = f'max(freehold_replicas_recorded{{service="{SERVICE}"}})'
+ALL_RECORDED = "count(freehold_replicas_recorded) + sum(freehold_replicas_recorded) + sum(freehold_hosts_recorded)"
 READY = f'sum(freehold_replicas_ready{{service="{SERVICE}"}})'
 DECISIONS = "sum(freehold_autoscaler_decisions_total)"
 ACTIVE = "freehold_autoscaler_active == 1"
@@ -141,6 +146,41 @@ def test_another_autoscaler_goes_on_where_the_active_one_ends(site: Site, policy
         assert json.loads(said)["to"] == 2
     finally:
         site.ask(first, "sudo systemctl start freehold-autoscaler")
+
+
+def test_a_hostile_name_in_a_metric_changes_nothing_and_is_logged(site: Site) -> None:
+    """Neither a template nor a shell's text is more than a name, and a name counts only where it is a policy's."""
+    watch.wait_for(lambda: [] if active(site) else ["nobody is active"], TAKEOVER_SECONDS)
+    mark = f"/tmp/freehold-{uuid.uuid4().hex}"  # noqa: S108  (it is never made)
+    name = f"{{{{ lookup('pipe', 'touch {mark}') }}}}; $(touch {mark})\n\"'`touch {mark}`"
+    told = [
+        {"record": "freehold:replicas_target", "expr": "vector(9)", "labels": {"service": name}},
+        {"record": "freehold:hosts_target", "expr": "vector(9)", "labels": {"tier": name}},
+    ]
+    rules = yaml.safe_dump({"groups": [{"name": "hostile", "interval": "2s", "rules": told}]})
+    hosts = site.groups["prometheus"]
+    decided, recorded = value(site, DECISIONS), value(site, ALL_RECORDED)
+    since = int(time.time())
+    try:
+        for host in hosts:
+            site.ask(host, f"sudo tee {HOSTILE} > /dev/null && sudo systemctl reload prometheus", rules)
+        journal = (
+            f"sudo journalctl --unit=freehold-autoscaler --since=@{since} --output=cat --grep=unknown_service || true"
+        )
+        watch.wait_for(
+            lambda: [] if site.ask(active(site), journal) else ["nothing is said of the name"], TAKEOVER_SECONDS
+        )
+        line = site.ask(active(site), journal).splitlines()[0]
+        assert json.loads(line) == {"event": "failure", "kind": "unknown_service", "why": repr([name, name])}
+        time.sleep(CALM_SECONDS)
+        assert value(site, DECISIONS) == decided
+        assert value(site, ALL_RECORDED) == recorded
+        assert not Path(mark).exists()
+        found = site.ask_all(site.addresses, f"ls {mark} 2>&1 || true")
+        assert all("No such file" in str(said) for said in found.values()), found
+    finally:
+        for host in hosts:
+            site.ask(host, f"sudo rm -f {HOSTILE} && sudo systemctl reload prometheus")
 
 
 @pytest.mark.parametrize(
