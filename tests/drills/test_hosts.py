@@ -65,6 +65,7 @@ def active(site: Site, host: str) -> bool:
 
 
 REQUESTS = f'freehold_replica_requests_total{{service="{SERVICE}", instance="%s"}}[15s]'
+DOWN = 'up{instance="replica1"} == 0'
 QUERIES = 'pgbouncer_stats_queries_pooled_total{database="orders", instance="%s"}[1m]'
 
 
@@ -164,6 +165,11 @@ def test_a_read_replica_comes_and_goes_and_no_request_fails(site: Site, rate: fl
         watch.wait_for(
             lambda: [] if lately(site, QUERIES, new.name) > 0 else [f"nothing is read from {new.name}"], READ_SECONDS
         )
+        watch.wait_for(lambda: [str(one["metric"]) for one in watch.query(site, DOWN)], FORGOTTEN_SECONDS)
+        told = subprocess.run(
+            [sys.executable, "-m", "freehold", "status"], capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        assert "wrong: replica1" not in told.stdout, told.stdout
         report["go_s"] = scaled(postgres_replicas=0)
 
     with reads.running():

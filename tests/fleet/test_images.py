@@ -11,7 +11,7 @@ import pytest
 
 from freehold.lab import Lab, lab_name
 
-TIERS = ("edge", "app", "data", "ops")
+TIERS = ("edge", "app", "data", "replica", "ops")
 # Programs of each tier, without which an empty image would pass all the rest.
 PROGRAMS = {
     "edge": ("usr/sbin/haproxy", "usr/sbin/keepalived"),
@@ -24,6 +24,7 @@ PROGRAMS = {
         "usr/sbin/pgbouncer",
         "usr/sbin/rabbitmq-server",
     ),
+    "replica": ("usr/bin/patroni", "usr/lib/postgresql/17/bin/postgres", "usr/sbin/pgbouncer"),
     "ops": ("usr/bin/docker-registry", "usr/bin/prometheus", "usr/bin/prometheus-alertmanager", "usr/sbin/haproxy"),
 }
 OWN_FOLDERS = ("etc", "home", "opt", "root", "srv", "usr/local", "var")

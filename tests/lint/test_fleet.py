@@ -367,10 +367,10 @@ FREE: dict[str, object] = {"topology_host_scaling": {}}
         ({"app_hosts": "5"}, "app_hosts is `5`; give a whole number of 2 to 4"),
         ({"app_hosts": "3", "service": "orders-api", "replicas": "3"}, "app_hosts goes without service and replicas"),
         (
-            {"postgres_replicas": "6"},
-            "postgres_replicas is `6`; give a whole number of at most 5: -e postgres_replicas=NUMBER",
+            {"postgres_replicas": "4"},
+            "postgres_replicas is `4`; give a whole number of at most 3: -e postgres_replicas=NUMBER",
         ),
-        ({"postgres_replicas": "-1"}, "postgres_replicas is `-1`; give a whole number of at most 5"),
+        ({"postgres_replicas": "-1"}, "postgres_replicas is `-1`; give a whole number of at most 3"),
         (
             {"postgres_replicas": "1", "app_hosts": "3"},
             "postgres_replicas goes without service, replicas and app_hosts",

@@ -41,7 +41,9 @@ options:
       name: {description: Name of this member., type: str, required: true}
       members: {description: Addresses of all members by name., type: dict, required: true}
       followers:
-        description: Members among them that never become the primary. A cluster is not founded where one has data; else nobody waits for them.
+        description: >-
+          Members among them that never become the primary. A cluster is not founded unless each says that it has no data; else nobody waits
+          for them.
         type: list
         elements: str
         default: []
