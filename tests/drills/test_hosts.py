@@ -169,7 +169,8 @@ def test_a_read_replica_comes_and_goes_and_no_request_fails(site: Site, rate: fl
         told = subprocess.run(
             [sys.executable, "-m", "freehold", "status"], capture_output=True, text=True, check=False, cwd=ROOT
         )
-        assert "wrong: replica1" not in told.stdout, told.stdout
+        assert new.name in told.stdout, told.stderr
+        assert f"wrong: {new.name}" not in told.stdout, told.stdout
         report["go_s"] = scaled(postgres_replicas=0)
 
     with reads.running():

@@ -97,6 +97,36 @@ def test_data_hosts_in_one_zone_are_refused(inventory: Inventory) -> None:
     assert "zone: all etcd hosts (data1, data2, data3) are in zone a" in said
 
 
+REPLICA = {"hosts": {"replica1": {"zone": "a", "address": "192.0.2.129", "memory_mb": 1024, "cpus": 1}}}
+
+
+def test_a_read_replica_that_is_no_postgres_host_is_refused(inventory: Inventory) -> None:
+    """Nobody would run a database there, in silence."""
+    inventory.hosts["replica"] = REPLICA
+    inventory.hosts["postgres"] = {"children": {"data": {}}}
+    status, said = inventory.judge("--limit", "edge1")
+    assert status
+    assert "groups: replica1 in replica and not in postgres" in said
+
+
+def test_a_read_replica_without_a_network_of_its_tier_is_refused(inventory: Inventory) -> None:
+    """No firewall would let it in."""
+    inventory.hosts["replica"] = REPLICA
+    inventory.hosts["postgres"] = {"children": {"data": {}, "replica": {}}}
+    networks = {
+        "edge": ["192.0.2.16/28"],
+        "ops": ["192.0.2.32/28"],
+        "data": ["192.0.2.48/28"],
+        "app": ["192.0.2.64/26"],
+    }
+    inventory.everywhere["topology_tier_networks"] = networks
+    status, said = inventory.judge("--limit", "edge1")
+    assert status
+    assert "topology_tier_networks: no network for replica" in said
+    inventory.everywhere["topology_tier_networks"] = networks | {"replica": ["192.0.2.128/28"]}
+    assert inventory.judge("--limit", "edge1,data1,replica1") == (0, "")
+
+
 def test_a_virtual_address_outside_the_edge_network_is_refused(inventory: Inventory) -> None:
     """The address would be nobody's."""
     inventory.everywhere["topology_vip"] = "198.51.100.30"

@@ -459,6 +459,14 @@ def test_a_read_replica_of_servers_that_exist_is_one_that_the_inventory_names(se
     assert not fleet.file.exists()
 
 
+def test_more_hosts_than_can_be_had_are_not_recorded_for_the_autoscaler(servers: Path) -> None:
+    """Its record is on hosts that nobody reaches here, so whoever asked them first would say that instead."""
+    policy = {"min": 2, "max": 9, "metrics": [{"name": "replicas", "target": 3}]}
+    said, fleet = scale_servers(servers, app_hosts=9, topology_host_scaling=policy)
+    assert "and none is left to be had" in said
+    assert not fleet.file.exists()
+
+
 def test_an_inventory_that_reads_no_added_hosts_is_refused(servers: Path) -> None:
     """They would be recorded, and no playbook would know them."""
     (servers / "scaled.yml").unlink()

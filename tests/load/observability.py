@@ -21,7 +21,7 @@ SECONDS = 60
 SETTLE_SECONDS = 10
 ASKED = RATE * (SECONDS + SETTLE_SECONDS)
 WHOLE_SECONDS = 60
-OURS = ("prometheus", "loki", "jaeger", "syslog-ng", "systemd-journald", "host-figures", "freehold-figures")
+OURS = ("prometheus", "loki", "jaeger", "syslog-ng", "systemd-journald", "host-figures")
 MOST_BYTES = 1.5e9
 
 
